@@ -1,0 +1,56 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The CPU build of torch, by its exact pin and first: a range would pull gigabytes of CUDA packages. Where the plain
+# package index has only the CUDA build, name the CPU index:
+#   make run TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
+# and on a GPU machine let the index decide: make run TORCH=torch
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+ARGS ?=
+
+.PHONY: help run test notebooks lint format bench sweep clean
+
+help:
+	@echo "make run        environment, then train and evaluate scale_visible on CPU (ARGS=... is passed on)"
+	@echo "make test       environment, then every test"
+	@echo "make notebooks  execute the notebooks and compare with their stored outputs"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      speed and memory against a plain implementation"
+	@echo "make sweep      every variant, three seeds, into results/cpu (about an hour)"
+
+# One environment for everything, made anew when the requirements change.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+run: $(VENV)/.installed
+	$(BIN)/python experiments/run.py --variant scale_visible --resume $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+notebooks: $(VENV)/.installed
+	$(BIN)/python -m pytest --nbval proofs_notebooks
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/training.py
+
+sweep: $(VENV)/.installed
+	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --out runs/sweep --resume
+	$(BIN)/python experiments/publish.py runs/sweep results/cpu
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,191 @@
+"""The command behind `experiments/run.py`: options in, runs out, tables on the screen."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
+from experiments.corpus import CorpusConfig, TokenCorpus, default_cache, prepare
+from experiments.errors import UsageError
+from experiments.experiment import run
+from experiments.tables import markdown
+from experiments.training.trainer import Execution
+from experiments.variants import VARIANTS, nearest_first, select
+from models import PRESETS
+
+DESCRIPTION = f"""Train looped language models by variant, evaluate them, and print what was predicted and what happened.
+
+Every run writes one folder, OUT/VARIANT-SEED. Variants:
+
+""" + "\n".join(f"  {variant.name}: {variant.summary}" for variant in VARIANTS.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    variant: str
+    """A variant's name, or `all` for every one and a comparison."""
+    preset: str = "cpu"
+    """Size and training defaults: tiny, cpu (0.8M parameters), 44m, 129m, 1.4b."""
+    seeds: tuple[int, ...] = (0,)
+    """One run a seed; the seed decides initial weights, data order and dropout."""
+    out: Path = Path("runs")
+    """Folder that gets the runs' folders."""
+    resume: bool = False
+    """Go on with unfinished runs in OUT, and keep finished ones."""
+    steps: int | None = None
+    """Optimiser steps; the preset's when not given."""
+    loops: int | None = None
+    """Loops to evaluate with, also beyond the trained number K; K when not given."""
+    data: str = "stdlib"
+    """stdlib (Python's own library on this machine), python (and the installed packages), synthetic[:SEED], a text
+    file, a folder of them, or hf:NAME[:CONFIG] from the Hugging Face hub."""
+    tokeniser: Literal["word", "byte"] = "word"
+    """word: the paper's regular expression; byte: UTF-8 bytes."""
+    vocab_size: int | None = None
+    """Token ids of the word tokeniser; the preset's when not given (cpu 2000, 44m and above 20000)."""
+    cache: Path = field(default_factory=default_cache)
+    """Folder for prepared tokens, the only thing touched outside OUT."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    compile: bool = False
+    """Compile the loop body: pays on a GPU, or on a CPU for runs of many minutes."""
+    batch_size: int | None = None
+    """Sequences a step; the preset's when not given."""
+    micro_batches: int | None = None
+    """Parts a batch is cut into to save memory, gradients accumulated; the preset's when not given."""
+    recompute: bool = False
+    """Save memory by recomputing activations in the backward pass."""
+    learning_rate: float | None = None
+    """AdamW's learning rate; the preset's when not given."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    checkpoint_every: int = 100
+    """Optimiser steps between checkpoints."""
+
+
+def main() -> None:
+    """Parse the command line and carry it out."""
+    arguments = tyro.cli(Arguments, description=DESCRIPTION, prog="python experiments/run.py")
+    variants = select(arguments.variant)
+    training = _training(arguments)
+    execution = Execution(
+        device=_device(arguments.device),
+        compile=arguments.compile,
+        checkpoint_every=_at_least_1("checkpoint-every", arguments.checkpoint_every),
+    )
+    if arguments.loops is not None:
+        _at_least_1("loops", arguments.loops)
+    _make_arithmetic_repeatable(execution.device)
+    size = PRESETS[arguments.preset]
+    corpus_config = CorpusConfig(
+        data=arguments.data,
+        tokeniser=arguments.tokeniser,
+        vocab_size=size.vocab_size if arguments.vocab_size is None else arguments.vocab_size,
+    )
+    tokens = prepare(corpus_config, arguments.cache, min_tokens=size.context + 1)
+    print(_describe_corpus(tokens))
+    summaries = []
+    # Seeds outside, variants inside: an interrupted sweep leaves whole comparisons.
+    for seed in arguments.seeds:
+        for variant in variants:
+            config = resolve(
+                variant=variant.name,
+                preset=arguments.preset,
+                seed=seed,
+                training=training,
+                corpus=corpus_config,
+                tokens=tokens,
+            )
+            summaries.append(_run_and_print(config, tokens, arguments, execution))
+    if len(summaries) > 1:
+        from experiments.comparison import compare
+
+        print(f"\n# Comparison ({arguments.out / 'comparison'})\n")
+        print(compare(summaries, arguments.out / "comparison"))
+
+
+def _run_and_print(
+    config: RunConfig, tokens: TokenCorpus, arguments: Arguments, execution: Execution
+) -> dict[str, Any]:
+    num_loops = config.model.num_loops if arguments.loops is None else arguments.loops
+    print(f"\n# {config.name}: {VARIANTS[config.variant].summary}\n", flush=True)
+    summary = run(
+        config, tokens, arguments.out, execution, num_loops=num_loops, resume=arguments.resume
+    )
+    columns = ["quantity", "predicted", "observed", "verdict"]
+    print(markdown([c.capitalize() for c in columns], [[row[c] for c in columns] for row in summary["table"]]))
+    print(
+        f"\nvalidation perplexity {torch.tensor(summary['validation']['cross_entropy'][-1]).exp():.1f}, "
+        f"{summary['training']['tokens_per_second']:,.0f} tokens/s in training; all of it in {arguments.out / config.name}",
+        flush=True,
+    )
+    return summary
+
+
+def _training(arguments: Arguments) -> TrainingConfig:
+    if arguments.preset not in TRAINING_PRESETS:
+        known = ", ".join(nearest_first(arguments.preset, list(TRAINING_PRESETS)))
+        raise UsageError(f"unknown preset '{arguments.preset}'; known, nearest first: {known}.")
+    preset = TRAINING_PRESETS[arguments.preset]
+    optional = ("steps", "batch_size", "micro_batches", "learning_rate")
+    given = {name: getattr(arguments, name) for name in optional if getattr(arguments, name) is not None}
+    try:
+        return replace(
+            preset,
+            **given,
+            schedule=arguments.schedule,
+            warmup_steps=arguments.warmup_steps,
+            weight_decay=arguments.weight_decay,
+            recompute=arguments.recompute or preset.recompute,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros((), device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"cannot use --device {name} ({reason}); use auto or cpu.") from error
+
+
+def _at_least_1(name: str, value: int) -> int:
+    if value < 1:
+        raise UsageError(f"--{name} must be at least 1, got {value}.")
+    return value
+
+
+def _make_arithmetic_repeatable(device: torch.device) -> None:
+    # Before torch starts its threads, which inherit the setting. The N(0, 1) initialisation makes huge logits,
+    # hence subnormal probabilities, on which this arithmetic is many times slower (see benchmarks/).
+    torch.set_flush_denormal(True)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+
+
+def _describe_corpus(tokens: TokenCorpus) -> str:
+    record = tokens.record
+    characters = sum(record["characters"].values()) if record["characters"] else None
+    unknown = record["unknown_rate"]
+    parts = [
+        f"data: {record['source']}",
+        f"{record['file_count']} files" if record["file_count"] else None,
+        f"{characters:,} characters" if characters else None,
+        f"{record['tokens']['train']:,} + {record['tokens']['validation']:,} tokens (training + held out)",
+        f"vocabulary {record['vocab_size']:,}",
+        f"unknown {unknown['train']:.2%} / {unknown['validation']:.2%}" if unknown else None,
+        f"entropy floor {record['entropy_floor_nats']:.4f} nats" if record["entropy_floor_nats"] else None,
+    ]
+    note = f"\n{record['note']}" if record["note"] else ""
+    return "; ".join(part for part in parts if part) + "." + note

@@ -1,0 +1,116 @@
+"""The resolved configuration of one run: everything that decides its result, and nothing else."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from experiments.corpus import CorpusConfig, TokenCorpus
+from experiments.variants import VARIANTS
+from models import PRESETS, BetweenConfig, ModelConfig, ReadoutConfig, Supervision
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a run is trained.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: sequences a step.
+        micro_batches: parts a batch is cut into, gradients accumulated; less memory, the same result up to rounding.
+        learning_rate: AdamW's, after warm-up.
+        schedule: `constant` (the paper) or `cosine` to zero at the last step.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: AdamW's, on every parameter (the paper).
+        clip_norm: global gradient-norm clip.
+        recompute: recompute activations in the backward pass; less memory, about a fifth slower.
+    """
+
+    steps: int
+    batch_size: int
+    micro_batches: int = 1
+    learning_rate: float = 3e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"micro_batches={self.micro_batches} must divide batch_size={self.batch_size}.")
+        if self.learning_rate <= 0.0 or self.clip_norm <= 0.0:
+            raise ValueError("learning_rate and clip_norm must be positive.")
+        if self.warmup_steps < 0 or self.weight_decay < 0.0:
+            raise ValueError("warmup_steps and weight_decay must not be negative.")
+
+
+TRAINING_PRESETS: dict[str, TrainingConfig] = {
+    "tiny": TrainingConfig(steps=30, batch_size=8),
+    "cpu": TrainingConfig(steps=200, batch_size=16),
+    "44m": TrainingConfig(steps=2_000, batch_size=64),
+    "129m": TrainingConfig(steps=2_000, batch_size=32),
+    "1.4b": TrainingConfig(steps=2_000, batch_size=8, learning_rate=2e-4, recompute=True),
+}
+"""Batch and learning rate of 44m, 129m and 1.4b are the paper's; their steps are not (4 epochs of WikiText-103)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. Two runs of the same configuration on the same machine's CPU have bit-identical weights.
+
+    `corpus_key` is the digest of the corpus's content and settings.
+    """
+
+    variant: str
+    preset: str
+    seed: int
+    model: ModelConfig
+    supervision: Supervision
+    training: TrainingConfig
+    corpus: CorpusConfig
+    corpus_key: str
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return f"{self.variant}-{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError, KeyError, ValueError: the values are not those of a configuration of this version.
+        """
+        model = dict(values["model"])
+        model["readout"] = ReadoutConfig(**model["readout"])
+        model["between"] = BetweenConfig(**model["between"])
+        nested = {
+            "model": ModelConfig(**model),
+            "supervision": Supervision(**values["supervision"]),
+            "training": TrainingConfig(**values["training"]),
+            "corpus": CorpusConfig(**values["corpus"]),
+        }
+        return cls(**(values | nested))
+
+
+def resolve(
+    *, variant: str, preset: str, seed: int, training: TrainingConfig, corpus: CorpusConfig, tokens: TokenCorpus
+) -> RunConfig:
+    """Put a variant on a preset's size; the vocabulary is the tokeniser's, which may be smaller than asked for."""
+    chosen = VARIANTS[variant]
+    return RunConfig(
+        variant=variant,
+        preset=preset,
+        seed=seed,
+        model=chosen.model_config(replace(PRESETS[preset], vocab_size=tokens.vocab_size)),
+        supervision=chosen.supervision,
+        training=training,
+        corpus=corpus,
+        corpus_key=tokens.key,
+    )

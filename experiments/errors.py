@@ -1,0 +1,36 @@
+"""The two ways a command can end badly, and the one place where they become an exit status.
+
+A message is one sentence: what was wrong, where, and what to do about it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """The request itself was wrong (unknown variant, unreadable path): exit status 2."""
+
+
+class RunError(Exception):
+    """The request was fine and the run failed (NaN loss, corrupt checkpoint, interruption): exit status 1."""
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Run a command and return its exit status; expected failures print one sentence and no traceback."""
+    try:
+        command()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Nobody reads any more (`| head`): stop quietly, and keep the interpreter from flushing into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted before anything was worth saving; run the same command again.", file=sys.stderr)
+        return 1
+    return 0

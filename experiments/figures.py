@@ -1,0 +1,104 @@
+"""Figures of one run and of a comparison, drawn from stored tables only."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import pandas as pd  # noqa: E402
+import seaborn as sns  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from experiments.files import atomic_path  # noqa: E402
+
+PALETTE = "colorblind"
+
+
+def _figure(path: Path, draw: Callable[[Axes], None], *, width: float = 5.0, height: float = 3.4) -> None:
+    with sns.axes_style("whitegrid"), sns.color_palette(PALETTE):
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        draw(axes)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+        plt.close(figure)
+
+
+def _loop_axis(axes: Axes) -> None:
+    axes.set_xlabel("loop k")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_run(folder: Path, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
+    """The four figures of a run, into `folder`/figures."""
+    validation, state = summary["validation"], summary["state"]
+    loops = range(1, len(validation["cross_entropy"]) + 1)
+    title = summary["run"]
+
+    def norm_by_loop(axes: Axes) -> None:
+        for name, values in validation["l2_norm"].items():
+            axes.plot(loops, values, marker="o", label=f"{name} over tokens")
+        axes.set(title=title, ylabel="L2 norm of the state", yscale="log")
+        _loop_axis(axes)
+        axes.legend()
+
+    def norm_by_step(axes: Axes) -> None:
+        steps = [record["step"] for record in metrics]
+        for k in loops:
+            axes.plot(steps, [record["l2_norm"][k - 1] for record in metrics], label=f"loop {k}")
+        axes.set(title=title, xlabel="training step", ylabel="mean L2 norm (training batch)", yscale="log")
+        axes.legend()
+
+    def cross_entropy(axes: Axes) -> None:
+        axes.plot(loops, validation["cross_entropy"], marker="o")
+        axes.set(title=title, ylabel="validation cross-entropy (nats a token)")
+        _loop_axis(axes)
+
+    def radial_fraction(axes: Axes) -> None:
+        axes.plot(loops, state["radial_gradient_fraction"], marker="o")
+        axes.axhline(1e-16, color="grey", linestyle=":", label="float64 rounding")
+        axes.set(title=title, ylabel="radial-gradient fraction", yscale="log", ylim=(1e-18, 1.0))
+        _loop_axis(axes)
+        axes.legend()
+
+    drawings = {
+        "norm_by_loop": norm_by_loop,
+        "norm_by_step": norm_by_step,
+        "cross_entropy_by_loop": cross_entropy,
+        "radial_gradient_fraction_by_loop": radial_fraction,
+    }
+    for name, draw in drawings.items():
+        _figure(folder / "figures" / f"{name}.png", draw)
+
+
+def draw_comparison(path: Path, by_loop: pd.DataFrame) -> None:
+    """Norm and cross-entropy of every loop, all variants and seeds.
+
+    Args:
+        path: PNG to write.
+        by_loop: one row a variant, seed and loop: `variant`, `seed`, `loop`, `l2_norm`, `cross_entropy`.
+    """
+    variants = list(dict.fromkeys(by_loop["variant"]))
+    colours = dict(zip(variants, sns.color_palette("husl", len(variants)), strict=True))
+    markers = dict(zip(variants, "os^vDP*X<>hdp" * (1 + len(variants) // 13), strict=False))
+    with sns.axes_style("whitegrid"):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
+        for axes, quantity in ((left, "l2_norm"), (right, "cross_entropy")):
+            for variant in variants:
+                rows = by_loop[by_loop["variant"] == variant]
+                by = rows.groupby("loop")[quantity]
+                axes.plot(
+                    by.mean().index, by.mean(), color=colours[variant], marker=markers[variant], label=variant
+                )
+                axes.fill_between(by.min().index, by.min(), by.max(), color=colours[variant], alpha=0.2)
+            _loop_axis(axes)
+        left.set(ylabel="mean L2 norm of the state", yscale="log", title="norm (band: range over seeds)")
+        right.set(ylabel="nats a token", title="validation cross-entropy")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+        plt.close(figure)

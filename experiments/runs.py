@@ -1,0 +1,57 @@
+"""A run's folder: what lies where, and how to read a finished run back."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.config import RunConfig
+from experiments.errors import RunError
+from experiments.files import read_json, write_json
+from experiments.training import checkpoint as checkpoints
+from experiments.training.trainer import CHECKPOINT
+from models import LoopedLM
+
+CONFIG = "config.json"
+SUMMARY = "summary.json"
+FACTORY = "experiments.runs:load_model"
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """The resolved configuration, with the function that makes a model of the folder again."""
+    write_json(folder / CONFIG, {"factory": FACTORY, "config": config.to_dict()})
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        RunError: the folder is not a run folder of this version.
+    """
+    try:
+        return RunConfig.from_dict(_read(folder / CONFIG)["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder / CONFIG} is of another version ({error}); run the variant again.") from error
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None."""
+    return _read(folder / SUMMARY) if (folder / SUMMARY).exists() else None
+
+
+def load_model(folder: Path) -> LoopedLM:
+    """The trained model of a run folder, on CPU, in evaluation mode.
+
+    Raises:
+        RunError: the folder or its checkpoint is missing, damaged or foreign.
+    """
+    config = read_config(folder)
+    saved = checkpoints.load(folder / CHECKPOINT)
+    model = LoopedLM(config.model)
+    model.load_state_dict(saved.part("model"))
+    return model.eval()
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path} ({error}); is this the folder of a run?") from error

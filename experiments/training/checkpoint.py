@@ -1,0 +1,107 @@
+"""A checkpoint is one safetensors file with JSON in its header: it appears whole or not at all, and runs no code."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from experiments.errors import RunError
+from experiments.files import atomic_path
+
+FORMAT = "loopsight-checkpoint-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State of a run after `step` optimiser steps; `step` is also the position in the data.
+
+    Attributes:
+        step: finished optimiser steps.
+        config: the run's configuration as a dictionary.
+        tensors: `model.*` weights, `optimiser.*` moments, `random.*` generator states.
+    """
+
+    step: int
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix.`, without it."""
+        start = prefix + "."
+        return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
+
+
+def capture(
+    model: nn.Module, optimiser: torch.optim.Optimizer, step: int, config: dict[str, Any]
+) -> Checkpoint:
+    """Everything that decides the rest of the run."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, state in optimiser.state.items():
+        for key, value in state.items():
+            tensors[f"optimiser.{names[parameter]}.{key}"] = value
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return Checkpoint(step=step, config=config, tensors={n: t.detach().cpu() for n, t in tensors.items()})
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Put a captured state back into a model and an optimiser of the same configuration."""
+    model.load_state_dict(checkpoint.part("model"))
+    for name, parameter in model.named_parameters():
+        state = checkpoint.part(f"optimiser.{name}")
+        # AdamW keeps its step counter where the update runs: on the parameter's device, as it is fused.
+        optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    random = checkpoint.part("random")
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the checkpoint atomically, with a digest of its tensors."""
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    header = {
+        "format": FORMAT,
+        "step": str(checkpoint.step),
+        "config": json.dumps(checkpoint.config),
+        "sha256": _digest(tensors),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        RunError: the file is missing, is not a checkpoint of this format, or is damaged.
+    """
+    remedy = "delete it to start the run afresh, or restore it from a copy"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise RunError(f"{path} is not a checkpoint of format {FORMAT}; {remedy}.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"cannot read the checkpoint {path} ({error}); {remedy}.") from error
+    if header["sha256"] != _digest(tensors):
+        raise RunError(f"the checkpoint {path} is damaged (its digest does not match its tensors); {remedy}.")
+    return Checkpoint(step=int(header["step"]), config=json.loads(header["config"]), tensors=tensors)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
