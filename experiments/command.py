@@ -1,5 +1,6 @@
 """The command behind `experiments/run.py`: options in, runs out, tables on the screen."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS, nearest_first, select
 from models import PRESETS
 
-DESCRIPTION = f"""Train looped language models by variant, evaluate them, and print what was predicted and what happened.
+DESCRIPTION = """Train looped language models by variant, evaluate them, and print what was predicted and what happened.
 
 Every run writes one folder, OUT/VARIANT-SEED. Variants:
 
@@ -80,6 +81,10 @@ def main() -> None:
         compile=arguments.compile,
         checkpoint_every=_at_least_1("checkpoint-every", arguments.checkpoint_every),
     )
+    if min(arguments.seeds, default=-1) < 0:
+        raise UsageError(f"--seeds must not be negative, and there must be at least one; got {arguments.seeds}.")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
     if arguments.loops is not None:
         _at_least_1("loops", arguments.loops)
     _make_arithmetic_repeatable(execution.device)
@@ -116,14 +121,13 @@ def _run_and_print(
 ) -> dict[str, Any]:
     num_loops = config.model.num_loops if arguments.loops is None else arguments.loops
     print(f"\n# {config.name}: {VARIANTS[config.variant].summary}\n", flush=True)
-    summary = run(
-        config, tokens, arguments.out, execution, num_loops=num_loops, resume=arguments.resume
-    )
+    summary = run(config, tokens, arguments.out, execution, num_loops=num_loops, resume=arguments.resume)
     columns = ["quantity", "predicted", "observed", "verdict"]
     print(markdown([c.capitalize() for c in columns], [[row[c] for c in columns] for row in summary["table"]]))
     print(
-        f"\nvalidation perplexity {torch.tensor(summary['validation']['cross_entropy'][-1]).exp():.1f}, "
-        f"{summary['training']['tokens_per_second']:,.0f} tokens/s in training; all of it in {arguments.out / config.name}",
+        f"\nvalidation perplexity {math.exp(summary['validation']['cross_entropy'][-1]):.1f}, "
+        f"{summary['training']['tokens_per_second']:,.0f} tokens/s in training; "
+        f"all of it in {arguments.out / config.name}",
         flush=True,
     )
     return summary

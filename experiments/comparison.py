@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from experiments.errors import UsageError
 from experiments.expectations import Row, Verdict, as_dicts
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
@@ -57,7 +58,11 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
     Args:
         summaries: the contents of the runs' `summary.json`; all of one size, data and number of steps.
         out: folder.
+
+    Raises:
+        UsageError: the runs differ in more than variant and seed.
     """
+    _require_comparable(summaries)
     order = list(VARIANTS)
     summaries = sorted(summaries, key=lambda summary: (order.index(summary["variant"]), summary["seed"]))
     by_loop = pd.DataFrame([row for summary in summaries for row in _rows_by_loop(summary)])
@@ -70,6 +75,20 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
     with atomic_path(out / "comparison.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return text
+
+
+def _require_comparable(summaries: list[dict[str, Any]]) -> None:
+    def shared(summary: dict[str, Any]) -> tuple[Any, ...]:
+        config = summary["config"]
+        return config["preset"], config["training"], config["corpus_key"], summary["num_loops"]
+
+    first = summaries[0]
+    for other in summaries:
+        if shared(other) != shared(first):
+            raise UsageError(
+                f"{first['run']} and {other['run']} differ in preset, training, data or evaluated loops and cannot be "
+                "compared; put runs of one kind into one folder."
+            )
 
 
 def _rows_by_loop(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -109,9 +128,7 @@ def _claims(norms: dict[str, dict[int, float]]) -> list[Row]:
     ]
 
 
-def _ratio_claim(
-    norms: dict[str, dict[int, float]], numerator: str, denominator: str, bound: float, side: str
-) -> Row:
+def _ratio_claim(norms: dict[str, dict[int, float]], numerator: str, denominator: str, bound: float, side: str) -> Row:
     """Supported when the ratio lies on the predicted side for every seed and so does its interval, if it has one."""
     seeds = sorted(norms[numerator].keys() & norms[denominator].keys())
     ratios = [norms[numerator][seed] / norms[denominator][seed] for seed in seeds]
@@ -173,7 +190,8 @@ def _provenance(summaries: list[dict[str, Any]]) -> str:
     seeds = sorted({summary["seed"] for summary in summaries})
     dates = sorted(summary["environment"]["date"][:10] for summary in summaries)
     return (
-        f"Intervals: 95 %, Student t over seeds (of the logarithm for norms, ratios and fractions); none with one seed. "
+        "Intervals: 95 %, Student t over seeds (of the logarithm for norms, ratios and fractions); none with one "
+        "seed. "
         f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens. "
         f"Preset {first['config']['preset']} ({first['parameters']:,} parameters), {training['steps']} steps of "
         f"{training['batch_size']} x {first['config']['model']['context']} tokens, learning rate "

@@ -31,6 +31,9 @@ def exit_status(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted before anything was worth saving; run the same command again.", file=sys.stderr)
+        print(
+            "error: interrupted before anything was worth saving; run the same command again.",
+            file=sys.stderr,
+        )
         return 1
     return 0

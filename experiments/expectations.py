@@ -11,8 +11,8 @@ from typing import Any, Literal
 from experiments.measure.state import StateMeasurement
 from experiments.measure.validation import Validation
 from experiments.variants import Variant
-from models.readouts import build_readout
 from models import ModelConfig
+from models.readouts import build_readout
 
 Verdict = Literal["supported", "not supported", "inconclusive", "no prediction"]
 
@@ -79,9 +79,7 @@ def _radial_fractions(variant: Variant, model: ModelConfig, state: StateMeasurem
             quantity=f"radial-gradient fraction, loop {k}",
             predicted=f"below {BLIND_FRACTION:g} (blind)" if blind else f"above {VISIBLE_FRACTION:g} (visible)",
             observed=f"{fraction:.2g}",
-            verdict=below_or_above(
-                fraction, BLIND_FRACTION, VISIBLE_FRACTION, "below" if blind else "above"
-            ),
+            verdict=below_or_above(fraction, BLIND_FRACTION, VISIBLE_FRACTION, "below" if blind else "above"),
         )
 
 
@@ -104,7 +102,9 @@ def _next_norm(state: StateMeasurement) -> Iterator[Row]:
     predicted = f"{state.next_l2_norm_predicted:.4g} (carry {state.carry:.2g}, increment {state.radial_increment:.3g})"
     yield Row(
         quantity="L2 norm one loop further",
-        predicted=predicted if applies else f"none: regime number {state.regime_number:.2g}, not below {LARGE_NORM_REGIME:g}",
+        predicted=predicted
+        if applies
+        else f"none: regime number {state.regime_number:.2g}, not below {LARGE_NORM_REGIME:g}",
         observed=observed if applies else f"{state.next_l2_norm:.4g}",
         verdict=below_or_above(error, NEXT_NORM_SUPPORTED, NEXT_NORM_REFUTED, "below") if applies else "no prediction",
     )

@@ -1,11 +1,10 @@
 """One run from end to end: train, evaluate, judge, draw. All that it writes lies in the run's folder."""
 
-import time
+import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from experiments.config import RunConfig
 from experiments.corpus import TokenCorpus
@@ -48,13 +47,13 @@ def run(
     finished = read_summary(folder)
     if finished is not None and finished["num_loops"] == num_loops:
         return finished
-    began = time.perf_counter()
     write_json(folder / "environment.json", describe(execution.device))
     write_json(folder / "corpus.json", corpus.record)
     model = train(config, corpus.train, folder, execution)
-    seconds = time.perf_counter() - began
-    summary = _summarise(config, corpus, model, folder, execution, num_loops, seconds)
-    from experiments.figures import draw_run  # matplotlib takes seconds to import; only a finished run needs it
+    summary = _summarise(config, corpus, model, folder, execution, num_loops)
+    from experiments.figures import (
+        draw_run,
+    )  # matplotlib takes seconds to import; only a finished run needs it
 
     draw_run(folder, summary, read_metrics(folder / "metrics.jsonl"))
     write_json(folder / SUMMARY, summary)
@@ -82,15 +81,12 @@ def _summarise(
     folder: Path,
     execution: Execution,
     num_loops: int,
-    seconds: float,
 ) -> dict[str, Any]:
     model.eval()
     windows = held_out_windows(corpus.validation, config.model.context, VALIDATION_WINDOWS)
     validation = validate(model, windows, num_loops=num_loops, batch_size=EVALUATION_BATCH)
     state = measure_state(model, windows[:STATE_WINDOWS, : STATE_TOKENS + 1], num_loops=num_loops)
-    metrics = read_metrics(folder / "metrics.jsonl")
-    tokens = config.training.steps * config.training.batch_size * config.model.context
-    if not all(map(torch.isfinite, map(torch.tensor, validation.cross_entropy))):
+    if not all(map(math.isfinite, validation.cross_entropy)):
         raise RunError(f"the trained model of {config.name} gives NaN or infinite losses; try a lower --learning-rate.")
     return {
         "run": config.name,
@@ -101,13 +97,21 @@ def _summarise(
         "config": config.to_dict(),
         "environment": describe(execution.device),
         "corpus": {key: value for key, value in corpus.record.items() if key != "files"},
-        "training": {
-            "tokens": tokens,
-            "seconds_of_last_session": round(seconds, 2),
-            "tokens_per_second": sorted(record["tokens_per_second"] for record in metrics)[len(metrics) // 2],
-            "final_loss": metrics[-1]["loss"],
-        },
+        "training": _training_summary(config, read_metrics(folder / "metrics.jsonl")),
         "validation": asdict(validation),
         "state": asdict(state),
         "table": as_dicts(table(VARIANTS[config.variant], config.model, validation, state)),
+    }
+
+
+def _training_summary(config: RunConfig, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    tokens_per_step = config.training.batch_size * config.model.context
+    steps = [record["step"] for record in metrics]
+    rates = [record["tokens_per_second"] for record in metrics]
+    intervals = zip(steps, [0, *steps], rates, strict=False)
+    return {
+        "tokens": config.training.steps * tokens_per_step,
+        "seconds": round(sum((end - start) * tokens_per_step / rate for end, start, rate in intervals), 2),
+        "tokens_per_second": statistics.median(rates),
+        "final_loss": metrics[-1]["loss"],
     }

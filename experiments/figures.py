@@ -48,7 +48,7 @@ def draw_run(folder: Path, summary: dict[str, Any], metrics: list[dict[str, Any]
 
     def norm_by_step(axes: Axes) -> None:
         steps = [record["step"] for record in metrics]
-        for k in loops:
+        for k in range(1, len(metrics[0]["l2_norm"]) + 1):  # the loops trained with, not those evaluated
             axes.plot(steps, [record["l2_norm"][k - 1] for record in metrics], label=f"loop {k}")
         axes.set(title=title, xlabel="training step", ylabel="mean L2 norm (training batch)", yscale="log")
         axes.legend()
@@ -91,9 +91,7 @@ def draw_comparison(path: Path, by_loop: pd.DataFrame) -> None:
             for variant in variants:
                 rows = by_loop[by_loop["variant"] == variant]
                 by = rows.groupby("loop")[quantity]
-                axes.plot(
-                    by.mean().index, by.mean(), color=colours[variant], marker=markers[variant], label=variant
-                )
+                axes.plot(by.mean().index, by.mean(), color=colours[variant], marker=markers[variant], label=variant)
                 axes.fill_between(by.min().index, by.min(), by.max(), color=colours[variant], alpha=0.2)
             _loop_axis(axes)
         left.set(ylabel="mean L2 norm of the state", yscale="log", title="norm (band: range over seeds)")

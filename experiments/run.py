@@ -1,7 +1,7 @@
 """Train looped language models by variant, evaluate them, and say what was predicted and what happened.
 
-    python experiments/run.py --variant scale_visible
-    python experiments/run.py --variant all --seeds 0 1 2 --resume
+python experiments/run.py --variant scale_visible
+python experiments/run.py --variant all --seeds 0 1 2 --resume
 """
 
 import sys

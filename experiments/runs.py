@@ -37,6 +37,14 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return _read(folder / SUMMARY) if (folder / SUMMARY).exists() else None
 
 
+def finished_summaries(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The summaries of the finished runs in a folder, and the names of the unfinished ones."""
+    folders = sorted(path.parent for path in out.glob(f"*/{CONFIG}"))
+    found = {folder.name: read_summary(folder) for folder in folders}
+    finished = [summary for summary in found.values() if summary is not None]
+    return finished, [name for name, summary in found.items() if summary is None]
+
+
 def load_model(folder: Path) -> LoopedLM:
     """The trained model of a run folder, on CPU, in evaluation mode.
 

@@ -12,9 +12,7 @@ from torch import Tensor
 from loopsight.checks import require_states
 
 
-def radial_gradient_fraction(
-    loss: Callable[[Tensor], Tensor], h: Float[Tensor, "*batch d"]
-) -> Float[Tensor, "*batch"]:
+def radial_gradient_fraction(loss: Callable[[Tensor], Tensor], h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     """r = |<g, h>| / (|g| |h|) of every token's state, g = gradient of `loss` at `h`.
 
     0 means that the loss does not see the state's scale to first order; 1 that it sees nothing else; a random

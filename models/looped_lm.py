@@ -35,9 +35,7 @@ class LoopedLM(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = (
-            nn.Embedding(config.context, config.d_model) if config.position == "learned" else None
-        )
+        self.position_embedding = nn.Embedding(config.context, config.d_model) if config.position == "learned" else None
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.sublayers = nn.ModuleList(
             Residual(branch(config), config) for _ in range(config.num_layers) for branch in (Attention, SwiGLU)

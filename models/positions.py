@@ -1,4 +1,4 @@
-"""Rotary position encoding (Su et al., arXiv 2104.09864): rotate pairs of channels by an angle that grows with position."""
+"""Rotary position encoding (Su et al., arXiv 2104.09864): pairs of channels turn with position."""
 
 import torch
 from jaxtyping import Float

@@ -4,8 +4,6 @@ A readout declares its degree of homogeneity p, R(c h) = c^p R(h) at eps = 0: 1 
 declaration is tested against the degree that `loopsight` measures.
 """
 
-from typing import cast
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,8 +52,6 @@ def build_readout(config: ModelConfig) -> Readout:
     readout = config.readout
     if readout.kind == "raw":
         return RawReadout()
-    kind = cast(NormKind, "layernorm" if readout.kind.endswith("layernorm") else "rmsnorm")
-    norm = Norm(
-        kind, config.d_model, config.norm_eps, affine=readout.gain, num_groups=readout.num_groups or 1
-    )
+    kind: NormKind = "layernorm" if readout.kind.endswith("layernorm") else "rmsnorm"
+    norm = Norm(kind, config.d_model, config.norm_eps, affine=readout.gain, num_groups=readout.num_groups or 1)
     return FinalNormReadout(norm) if readout.kind == "raw_final_rmsnorm" else NormedReadout(norm)

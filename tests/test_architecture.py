@@ -61,7 +61,9 @@ def test_the_loop_over_k_is_written_once():
 def calls_step_in_a_loop(source: str) -> bool:
     loops = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp)
     return any(
-        isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "step"
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "step"
         # an optimiser's step is not a model's
         and not (isinstance(call.func.value, ast.Name) and call.func.value.id.startswith("optim"))
         for loop in ast.walk(ast.parse(source))

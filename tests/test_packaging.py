@@ -18,7 +18,16 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory):
     copy = tmp_path_factory.mktemp("source") / "tree"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "results", "__pycache__"))
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(copy / "dist"),
+        str(copy),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = (copy / "dist").glob("*.whl")
     return path

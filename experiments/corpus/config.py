@@ -28,6 +28,5 @@ class CorpusConfig:
             raise UsageError(f"the vocabulary size is {self.vocab_size}; it must be 2 or more.")
         if not 0 < self.validation_fraction < 1:
             raise UsageError(
-                f"the validation fraction is {self.validation_fraction}; it must be between 0 and 1, "
-                "for example 0.05."
+                f"the validation fraction is {self.validation_fraction}; it must be between 0 and 1, for example 0.05."
             )

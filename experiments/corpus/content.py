@@ -146,11 +146,7 @@ def _chain(config: CorpusConfig, seed: str) -> MarkovSource:
         ) from error
 
 
-def _encode_synthetic(
-    chain: MarkovSource, tokens: UInt[np.ndarray, " tokens"], validation_fraction: float
-) -> Encoded:
+def _encode_synthetic(chain: MarkovSource, tokens: UInt[np.ndarray, " tokens"], validation_fraction: float) -> Encoded:
     kept = tokens.size - round(validation_fraction * tokens.size)
     settings = {"name": "none", "branching": chain.branching, "seed": chain.seed}
-    return Encoded(
-        train=tokens[:kept], validation=tokens[kept:], vocab_size=chain.vocab_size, settings=settings
-    )
+    return Encoded(train=tokens[:kept], validation=tokens[kept:], vocab_size=chain.vocab_size, settings=settings)

@@ -93,9 +93,7 @@ def read_tree(
     return documents, len(found) - len(documents)
 
 
-def _walk(
-    folder: Path, keep_folder: Callable[[str], bool], keep_file: Callable[[str], bool]
-) -> Iterator[str]:
+def _walk(folder: Path, keep_folder: Callable[[str], bool], keep_file: Callable[[str], bool]) -> Iterator[str]:
     # Links to folders are not followed (they may form a cycle). By default os.walk hides errors.
     for here, folders, files in os.walk(folder, onerror=_cannot_read):
         folders[:] = [name for name in folders if keep_folder(name)]

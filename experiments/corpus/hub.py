@@ -27,9 +27,7 @@ def read_hub(data: str) -> Source:
     name, config = parse_hub(data)
     splits = _load(data, name, config)
     if "train" not in splits:
-        raise UsageError(
-            f"{data!r} has no train split (it has: {', '.join(splits)}); choose another dataset."
-        )
+        raise UsageError(f"{data!r} has no train split (it has: {', '.join(splits)}); choose another dataset.")
     validation = _documents(data, splits, "validation") if "validation" in splits else None
     return Source(
         description=f"Hugging Face dataset {name}" + (f", configuration {config}" if config else ""),

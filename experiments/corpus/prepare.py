@@ -113,9 +113,7 @@ def _fill(folder: Path, config: CorpusConfig, content: Content, key: str) -> Non
 def _announce(config: CorpusConfig, content: Content) -> None:
     characters = sum((content.characters or {}).values())
     if characters >= _ANNOUNCE_CHARACTERS and not sys.stderr.isatty():  # a terminal gets progress bars
-        print(
-            f"preparing the corpus {config.data} ({characters / 1e6:.1f} M characters), once", file=sys.stderr
-        )
+        print(f"preparing the corpus {config.data} ({characters / 1e6:.1f} M characters), once", file=sys.stderr)
 
 
 def _record(config: CorpusConfig, content: Content, encoded: Encoded, key: str) -> dict[str, Any]:

@@ -84,9 +84,7 @@ def _path(data: str) -> Source:
 def _file(path: Path, data: str) -> Source:
     document = read_document(path, path.name)
     if document is None:
-        raise UsageError(
-            f"{data!r} is not a regular file of UTF-8 text; save or convert it as UTF-8 text first."
-        )
+        raise UsageError(f"{data!r} is not a regular file of UTF-8 text; save or convert it as UTF-8 text first.")
     return Source(description=f"file {path.name}", documents=(document,))
 
 

@@ -43,9 +43,7 @@ class MarkovSource:
 
     def __post_init__(self) -> None:
         if not 1 <= self.branching <= self.vocab_size <= 2**16:
-            raise ValueError(
-                f"need 1 <= branching <= vocab_size <= 65536, got {self.branching}, {self.vocab_size}"
-            )
+            raise ValueError(f"need 1 <= branching <= vocab_size <= 65536, got {self.branching}, {self.vocab_size}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"need 0 <= seed < 2**32, got {self.seed}")
 

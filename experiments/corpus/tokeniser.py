@@ -120,9 +120,7 @@ class WordTokeniser:
         except Exception as error:  # the library raises bare Exception
             raise UsageError(f"cannot read the tokeniser {str(path)!r} ({error}).") from error
         if tokenizer.token_to_id(UNKNOWN) is None:
-            raise UsageError(
-                f"the tokeniser {str(path)!r} has no token {UNKNOWN!r}; it was not saved by this program."
-            )
+            raise UsageError(f"the tokeniser {str(path)!r} has no token {UNKNOWN!r}; it was not saved by this program.")
         return cls(tokenizer)
 
     def save(self, path: Path) -> None:

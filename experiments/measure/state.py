@@ -47,9 +47,7 @@ def measure_state(model: LoopedLM, windows: Int[Tensor, "windows time"], *, num_
         next_norm = exact.step(last).norm(dim=-1).mean().item()
         regime = regime_number(exact.step, last).mean().item()
     fractions = [
-        radial_gradient_fraction(
-            partial(_cross_entropy, exact, targets=targets, is_last=k == num_loops - 1), h
-        ).mean()
+        radial_gradient_fraction(partial(_cross_entropy, exact, targets=targets, is_last=k == num_loops - 1), h).mean()
         for k, h in enumerate(states)
     ]
     return StateMeasurement(

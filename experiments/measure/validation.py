@@ -31,19 +31,17 @@ class Validation:
     rescaled_cross_entropy: dict[str, float]
 
 
-def held_out_windows(
-    tokens: np.ndarray, context: int, num_windows: int
-) -> Int[Tensor, "windows time"]:
+def held_out_windows(tokens: np.ndarray, context: int, num_windows: int) -> Int[Tensor, "windows time"]:
     """Up to `num_windows` disjoint windows of context + 1 ids, spread evenly over the held-out tokens."""
     available = (len(tokens) - 1) // context
     chosen = np.unique(np.linspace(0, available - 1, min(num_windows, available)).round().astype(int))
-    return torch.from_numpy(np.stack([tokens[i * context : i * context + context + 1] for i in chosen]).astype(np.int64))
+    return torch.from_numpy(
+        np.stack([tokens[i * context : i * context + context + 1] for i in chosen]).astype(np.int64)
+    )
 
 
 @torch.no_grad()
-def validate(
-    model: LoopedLM, windows: Int[Tensor, "windows time"], *, num_loops: int, batch_size: int
-) -> Validation:
+def validate(model: LoopedLM, windows: Int[Tensor, "windows time"], *, num_loops: int, batch_size: int) -> Validation:
     """Evaluate a model, which should be in evaluation mode, on windows of context + 1 ids."""
     sums, norms, rescaled = torch.zeros(num_loops), [], torch.zeros(len(RESCALINGS))
     for batch in windows.split(batch_size):

@@ -37,12 +37,10 @@ class Checkpoint:
         return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
 
 
-def capture(
-    model: nn.Module, optimiser: torch.optim.Optimizer, step: int, config: dict[str, Any]
-) -> Checkpoint:
+def capture(model: nn.Module, optimiser: torch.optim.Optimizer, step: int, config: dict[str, Any]) -> Checkpoint:
     """Everything that decides the rest of the run."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimiser.state.items():
         for key, value in state.items():
             tensors[f"optimiser.{names[parameter]}.{key}"] = value
@@ -103,5 +101,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

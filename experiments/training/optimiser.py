@@ -9,9 +9,7 @@ from models import LoopedLM
 
 
 def build_optimiser(model: LoopedLM, config: TrainingConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -39,9 +39,7 @@ def test_without_a_validation_split_there_is_none(tmp_path: Path) -> None:
     assert read_hub(f"hf:{folder(tmp_path, train__txt='one')}").validation is None
 
 
-def test_rows_are_joined_in_order_to_documents_of_bounded_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_joined_in_order_to_documents_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_ROWS_PER_DOCUMENT", 2)
     root = folder(tmp_path, train__txt="a\nb\nc")
     source = read_hub(f"hf:{root}")

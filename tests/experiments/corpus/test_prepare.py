@@ -79,9 +79,7 @@ def test_arrays_are_read_only_maps_of_files(text_file: Path, cache: Path) -> Non
         assert isinstance(array, np.memmap) and array.dtype == np.uint16 and not array.flags.writeable
 
 
-def test_a_cached_corpus_is_not_tokenised_again(
-    text_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cached_corpus_is_not_tokenised_again(text_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CorpusConfig(data=str(text_file))
     first = prepare(config, cache)
 
@@ -138,9 +136,7 @@ def test_another_version_of_the_tokeniser_library_changes_the_key(
 
 @pytest.mark.parametrize("name", ["train.npy", "validation.npy", "record.json", "tokenizer.json"])
 @pytest.mark.parametrize("keep_bytes", [None, 0, 200])
-def test_a_damaged_cache_is_made_again(
-    text_file: Path, cache: Path, name: str, keep_bytes: int | None
-) -> None:
+def test_a_damaged_cache_is_made_again(text_file: Path, cache: Path, name: str, keep_bytes: int | None) -> None:
     config = CorpusConfig(data=str(text_file))
     first = prepare(config, cache)
     train, path = first.train.tolist(), first.folder / name
@@ -168,9 +164,7 @@ def test_the_record_says_what_the_tokens_are(text_file: Path, cache: Path) -> No
     assert record["token_sha256"]["train"] == digest
 
 
-def test_the_note_is_left_out_only_for_the_papers_tokens(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_note_is_left_out_only_for_the_papers_tokens(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = document_from_text("train/000000", "a b a b " * 50)
     source = Source(description="stub", documents=(text,))
     monkeypatch.setattr(content, "read_source", lambda data: source)
@@ -243,9 +237,7 @@ def test_a_short_part_is_refused_with_its_size_fresh_and_cached(text_file: Path,
     config = CorpusConfig(data=str(text_file))
     count = prepare(config, cache).validation.size
     assert prepare(config, cache, min_tokens=count).validation.size == count
-    message = (
-        rf"the validation part of the corpus .* has {count} tokens and needs {count + 1} \(context \+ 1\)"
-    )
+    message = rf"the validation part of the corpus .* has {count} tokens and needs {count + 1} \(context \+ 1\)"
     for place in (cache, cache.with_name("other")):
         with pytest.raises(UsageError, match=message):
             prepare(config, place, min_tokens=count + 1)
@@ -276,9 +268,7 @@ def test_long_work_is_announced_once_and_short_work_is_not(
     monkeypatch.setattr(sys.modules[prepare.__module__], "_ANNOUNCE_CHARACTERS", 100)
     for _ in range(2):
         prepare(CorpusConfig(data=str(text_file), vocab_size=30), cache)
-    assert re.fullmatch(
-        r"preparing the corpus .*book.txt \(0.0 M characters\), once\n", capsys.readouterr().err
-    )
+    assert re.fullmatch(r"preparing the corpus .*book.txt \(0.0 M characters\), once\n", capsys.readouterr().err)
 
 
 def test_the_public_names_and_the_default_place() -> None:

@@ -85,9 +85,7 @@ def test_the_real_standard_library_is_large_enough_and_names_no_folder_of_this_m
 def test_python_is_the_standard_library_and_then_each_package_once(
     stdlib: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = write(
-        tmp_path / "first", {"p/a.py": "first", "p/tests/b.py": "x", "__editable___q_finder.py": "x"}
-    )
+    first = write(tmp_path / "first", {"p/a.py": "first", "p/tests/b.py": "x", "__editable___q_finder.py": "x"})
     second = write(tmp_path / "second", {"p/a.py": "second", "c.py": "c", "bad.py": b"\xff", "lib.so": b"\0"})
     monkeypatch.setattr(sources, "package_folders", lambda: (first, second))
     source = read_source("python")
@@ -146,9 +144,7 @@ def test_a_file_is_one_document(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", ["nowhere.txt", "", "stdlibs", "x" * 5000, "a\0b"])
 def test_what_does_not_exist_is_refused_with_the_choices(data: str) -> None:
-    with pytest.raises(
-        UsageError, match=r"there is no corpus .*--data takes stdlib, python, synthetic\[:SEED\]"
-    ):
+    with pytest.raises(UsageError, match=r"there is no corpus .*--data takes stdlib, python, synthetic\[:SEED\]"):
         read_source(data)
 
 
@@ -165,18 +161,14 @@ def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
         read_source(str(tmp_path))
 
 
-def test_a_file_that_cannot_be_read_is_refused_and_not_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_read_is_refused_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"secret.txt": "x"})
 
     def denied(path: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(
-        UsageError, match=r"cannot read '.*secret.txt' \(Permission denied\); make it readable"
-    ):
+    with pytest.raises(UsageError, match=r"cannot read '.*secret.txt' \(Permission denied\); make it readable"):
         read_source(str(tmp_path))
 
 

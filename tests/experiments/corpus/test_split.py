@@ -11,9 +11,7 @@ TEXTS = st.lists(st.text(max_size=20), max_size=8)
 
 
 @given(TEXTS, st.floats(0.001, 0.999))
-def test_train_then_validation_is_the_whole_text_and_the_tail_has_its_share(
-    texts: list[str], fraction: float
-) -> None:
+def test_train_then_validation_is_the_whole_text_and_the_tail_has_its_share(texts: list[str], fraction: float) -> None:
     split = split_tail([document_from_text(str(i), text) for i, text in enumerate(texts)], fraction)
     train = "".join(document.text for document in split.train)
     validation = "".join(document.text for document in split.validation)

@@ -74,9 +74,7 @@ def test_every_token_is_reached_and_all_are_equally_frequent_in_the_long_run(see
 def test_tokens_have_the_conditional_entropy_of_the_floor_and_shuffled_ones_do_not() -> None:
     tokens = DEFAULT.tokens(2**19)
     bias = 256 * 7 / (2 * tokens.size)
-    assert empirical_conditional_entropy(tokens, 256) == pytest.approx(
-        DEFAULT.entropy_floor - bias, abs=0.005
-    )
+    assert empirical_conditional_entropy(tokens, 256) == pytest.approx(DEFAULT.entropy_floor - bias, abs=0.005)
     shuffled = np.random.RandomState(0).permutation(tokens)
     assert empirical_conditional_entropy(shuffled, 256) > DEFAULT.entropy_floor + 3
 

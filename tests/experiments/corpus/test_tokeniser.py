@@ -25,9 +25,7 @@ from experiments.corpus.tokeniser import (
 )
 from experiments.errors import UsageError
 
-PROSE = (
-    "the cat and the dog;\n\tthe cat, the end.\n\n    return the_cat[0] + cat2  # caf\u00e9 \u4e2d\u6587\n"
-)
+PROSE = "the cat and the dog;\n\tthe cat, the end.\n\n    return the_cat[0] + cat2  # caf\u00e9 \u4e2d\u6587\n"
 # Characters that Oniguruma and Python put into different classes, and ones that Python drops or keeps.
 AWKWARD = "aZ_09 \t\n\r\x1c\x85\u00a0\u3000.,;\u00b2\u00bd\u0301\u203f\u00e9\u4e2d\U0001f600[UNK]"
 

@@ -1,0 +1,43 @@
+"""Compare the finished runs of a folder, store the tables as committed evidence, and show them in the README.
+
+python experiments/publish.py runs/sweep results/cpu
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+
+from experiments.errors import exit_status  # noqa: E402
+
+
+def main() -> None:
+    """Parse the command line and carry it out."""
+    from experiments.comparison import compare
+    from experiments.errors import UsageError
+    from experiments.files import write_json
+    from experiments.readme import replace_section
+    from experiments.runs import finished_summaries
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of run folders")
+    parser.add_argument("results", type=Path, help="folder for the tables and the figure, for example results/cpu")
+    parser.add_argument("--readme", type=Path, default=None, help="file whose section is replaced (default: README.md)")
+    arguments = parser.parse_args()
+    if not arguments.runs.is_dir():
+        raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
+    summaries, unfinished = finished_summaries(arguments.runs)
+    if unfinished:
+        print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
+    if not summaries:
+        raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
+    text = compare(summaries, arguments.results)
+    write_json(arguments.results / "environment.json", [summary["environment"] for summary in summaries])
+    root = Path(__file__).resolve().parents[1]
+    replace_section(arguments.readme or root / "README.md", arguments.results.name, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

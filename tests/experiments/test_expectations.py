@@ -1,0 +1,96 @@
+"""Verdict rules on synthetic measurements whose answer is known, in both directions and in between."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.expectations import below_or_above, table
+from experiments.measure.state import StateMeasurement
+from experiments.measure.validation import Validation
+from experiments.variants import VARIANTS
+from models import PRESETS
+
+VALIDATION = Validation(
+    tokens=100,
+    cross_entropy=[4.2, 4.1, 4.0, 4.0],
+    l2_norm={name: [20.0, 60.0, 200.0, 600.0] for name in ("mean", "median", "p99", "max")},
+    rescaled_cross_entropy={"0.5": 4.0, "2.0": 4.00001},
+)
+STATE = StateMeasurement(
+    tokens=10,
+    radial_gradient_fraction=[1e-11] * 4,
+    carry=1.0,
+    regime_number=0.01,
+    radial_increment=100.0,
+    next_l2_norm_predicted=700.0,
+    next_l2_norm=710.0,
+)
+
+
+def verdicts(name="scale_invariant", validation=VALIDATION, state=STATE):
+    variant = VARIANTS[name]
+    rows = table(variant, variant.model_config(PRESETS["cpu"]), validation, state)
+    return {row.quantity: row.verdict for row in rows}
+
+
+def test_a_blind_growing_run_supports_every_prediction_for_scale_invariant():
+    assert set(verdicts().values()) == {"supported"}
+
+
+def test_the_same_run_refutes_the_predictions_for_scale_visible():
+    found = verdicts("scale_visible")
+    growth = {"L2 norm one loop further", "cross-entropy lost by leaving after loop 1"}  # made of every variant alike
+    assert {found.pop(quantity) for quantity in growth} == {"supported"}
+    assert set(found.values()) == {"not supported"}
+
+
+NORM = "mean L2 norm after each loop"
+
+
+@pytest.mark.parametrize(
+    ("variant", "last", "verdict"),
+    [
+        ("scale_invariant", 101.0, "supported"),
+        ("scale_invariant", 99.0, "not supported"),
+        ("scale_visible", 99.0, "supported"),
+        ("scale_visible", 101.0, "not supported"),
+        ("untied_scale_invariant", 1e6, "no prediction"),
+        ("scale_visible", float("nan"), "inconclusive"),
+    ],
+)
+def test_final_norm(variant, last, verdict):
+    assert verdicts(variant, replace(VALIDATION, l2_norm={"mean": [10.0, 10.0, 10.0, last]}))[NORM] == verdict
+
+
+def test_a_final_norm_readout_is_blind_at_its_last_loop_only():
+    state = replace(STATE, radial_gradient_fraction=[1e-2, 1e-2, 1e-2, 1e-11])
+    found = verdicts("final_norm", state=state)
+    assert {found[f"radial-gradient fraction, loop {k}"] for k in (1, 2, 3, 4)} == {"supported"}
+    wrong = verdicts("final_norm", state=replace(STATE, radial_gradient_fraction=[1e-2] * 4))
+    assert wrong["radial-gradient fraction, loop 4"] == "not supported"
+
+
+def test_no_growth_is_predicted_outside_the_large_norm_regime():
+    assert verdicts(state=replace(STATE, regime_number=2.0))["L2 norm one loop further"] == "no prediction"
+
+
+@pytest.mark.parametrize(
+    ("observed", "verdict"), [(720.0, "supported"), (800.0, "inconclusive"), (1500.0, "not supported")]
+)
+def test_next_norm(observed, verdict):
+    assert verdicts(state=replace(STATE, next_l2_norm=observed))["L2 norm one loop further"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("first", "per_loop", "terminal"),
+    [(4.1, "supported", "not supported"), (9.0, "not supported", "supported"), (4.7, "inconclusive", "inconclusive")],
+)
+def test_early_exits(first, per_loop, terminal):
+    validation = replace(VALIDATION, cross_entropy=[first, 4.0, 4.0, 4.0])
+    quantity = "cross-entropy lost by leaving after loop 1"
+    assert verdicts("scale_invariant", validation)[quantity] == per_loop
+    assert verdicts("terminal_scale_invariant", validation)[quantity] == terminal
+
+
+def test_between_the_thresholds_nothing_is_decided():
+    assert below_or_above(0.5, 0.1, 1.0, "below") == below_or_above(0.5, 0.1, 1.0, "above") == "inconclusive"

@@ -1,0 +1,184 @@
+"""`python experiments/run.py`: what it writes, what it refuses, and in which words."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--preset", "tiny", "--data", "synthetic", "--steps", "4", "--device", "cpu"]
+
+
+def command(*arguments, script="run.py"):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+        cwd="/",
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory, cache):
+    """Every variant, once."""
+    out = tmp_path_factory.mktemp("runs")
+    done = command("--variant", "all", *TINY, "--out", out, "--cache", cache)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_writes_one_folder_with_everything(sweep):
+    out, printed = sweep
+    folder = out / "scale_visible-0"
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    figures = {"norm_by_loop", "norm_by_step", "cross_entropy_by_loop", "radial_gradient_fraction_by_loop"}
+    expected = {"config.json", "environment.json", "corpus.json", "metrics.jsonl", "checkpoint.safetensors"}
+    expected |= {"summary.json"} | {f"figures/{name}.png" for name in figures}
+    assert {name for name in found if not name.startswith("tensorboard/")} == expected
+    assert any(name.startswith("tensorboard/events") for name in found)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {row["verdict"] for row in summary["table"]} <= {
+        "supported",
+        "not supported",
+        "inconclusive",
+        "no prediction",
+    }
+    assert all(row["quantity"] in printed for row in summary["table"])
+    record = json.loads((folder / "corpus.json").read_text())
+    assert all(len(digest) == 64 for digest in record["files"].values())
+    for figure in figures:
+        assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_runs_the_registry_and_compares(sweep):
+    from experiments.variants import VARIANTS
+
+    out, printed = sweep
+    assert {path.name for path in out.iterdir()} == {f"{name}-0" for name in VARIANTS} | {"comparison"}
+    assert {path.name for path in (out / "comparison").iterdir()} == {
+        "by_loop.csv",
+        "claims.json",
+        "comparison.md",
+        "comparison.png",
+    }
+    assert (out / "comparison" / "comparison.md").read_text().strip() in printed
+
+
+def test_a_second_run_is_refused_and_resume_keeps_it(sweep, cache):
+    out, _ = sweep
+    before = (out / "scale_visible-0" / "summary.json").stat().st_mtime_ns
+    refused = command("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ") and "--resume" in refused.stderr
+    resumed = command("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache, "--resume")
+    assert resumed.returncode == 0
+    assert "# scale_visible-0" in resumed.stdout
+    assert (out / "scale_visible-0" / "summary.json").stat().st_mtime_ns == before
+
+
+def test_more_loops_than_trained_are_evaluated_from_the_same_checkpoint(sweep, cache, tmp_path):
+    out = tmp_path / "runs"
+    shutil.copytree(sweep[0] / "layernorm-0", out / "layernorm-0")
+    weights = (out / "layernorm-0" / "checkpoint.safetensors").read_bytes()
+    done = command("--variant", "layernorm", *TINY, "--out", out, "--cache", cache, "--resume", "--loops", 7)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "layernorm-0" / "summary.json").read_text())
+    assert len(summary["validation"]["cross_entropy"]) == summary["num_loops"] == 7
+    assert (out / "layernorm-0" / "checkpoint.safetensors").read_bytes() == weights
+
+
+def test_a_run_reads_back_as_the_model_that_was_trained(sweep, cache):
+    from experiments.corpus import prepare
+    from experiments.measure.validation import held_out_windows, validate
+    from experiments.runs import load_model, read_config, read_summary
+
+    out, _ = sweep
+    folder = out / "untied_scale_visible-0"
+    config = read_config(folder)
+    summary = read_summary(folder)
+    corpus = prepare(config.corpus, cache)
+    windows = held_out_windows(corpus.validation, config.model.context, 128)
+    found = validate(load_model(folder), windows, num_loops=4, batch_size=16)
+    assert found.cross_entropy == pytest.approx(summary["validation"]["cross_entropy"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--variant", "scale_visble"], "unknown variant 'scale_visble'; known, nearest first: scale_visible"),
+        (["--variant", "scale_visible", "--preset", "44M"], "unknown preset '44M'; known, nearest first: 44m"),
+        (["--variant", "scale_visible", "--steps", "0"], "steps must be at least 1"),
+        (["--variant", "scale_visible", "--loops", "0"], "--loops must be at least 1"),
+        (["--variant", "scale_visible", "--device", "gpu"], "cannot use --device gpu"),
+        (["--variant", "scale_visible", "--data", "/no/such/file"], "/no/such/file"),
+        (["--variant", "scale_visible", "--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+        (["--variant", "scale_visible", "--seeds", "-1"], "--seeds must not be negative"),
+        (["--variant", "scale_visible", "--out", __file__], "is not a folder"),
+    ],
+)
+def test_a_wrong_argument_gets_one_sentence_and_status_2(arguments, sentence, tmp_path):
+    out = [] if "--out" in arguments else ["--out", tmp_path / "runs"]
+    done = command(*TINY, *arguments, *out, "--cache", tmp_path / "cache")
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "many"], ["--no-such-option"], []])
+def test_a_line_that_does_not_parse_has_status_2_and_no_traceback(arguments):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_diverging_run_has_status_1_and_one_sentence(tmp_path, cache):
+    arguments = ["--variant", "scale_visible", *TINY, "--learning-rate", "1e30", "--out", tmp_path, "--cache", cache]
+    done = command(*arguments)
+    assert done.returncode == 1
+    assert (
+        done.stderr.startswith("error: the loss or its gradient became NaN or infinite")
+        and done.stderr.count("\n") == 1
+    )
+
+
+def test_help_names_every_variant_and_every_option(cache):
+    from dataclasses import fields
+
+    from experiments.command import Arguments
+    from experiments.variants import VARIANTS
+
+    done = command("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in VARIANTS)
+    assert all("--" + field.name.replace("_", "-") in done.stdout for field in fields(Arguments))
+
+
+def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path):
+    out, _ = sweep
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- cpu -->\nold\n<!-- /cpu -->\nafter\n")
+    out = shutil.copytree(out, tmp_path / "runs")
+    (out / "interrupted-0").mkdir(exist_ok=True)
+    (out / "interrupted-0" / "config.json").write_text("{}")
+    done = command(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
+    assert done.returncode == 0, done.stderr
+    assert "left out, unfinished: interrupted-0" in done.stderr
+    table = (tmp_path / "cpu" / "comparison.md").read_text()
+    assert readme.read_text() == f"before\n<!-- cpu -->\n{table}<!-- /cpu -->\nafter\n"
+    assert command(tmp_path / "none", tmp_path / "cpu", script="publish.py").returncode == 2
+    other = json.loads((out / "layernorm-0" / "summary.json").read_text())
+    other["config"]["training"]["steps"] += 1
+    (out / "layernorm-0" / "summary.json").write_text(json.dumps(other))
+    refused = command(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
+    assert refused.returncode == 2 and "cannot be compared" in refused.stderr

@@ -1,0 +1,47 @@
+"""The registry: the paper's conditions, the controls, and help for the name mistyped."""
+
+import pytest
+
+from experiments.errors import UsageError
+from experiments.variants import VARIANTS, select
+from models import PRESETS, LoopedLM
+
+NAMES = [
+    "scale_visible",
+    "scale_invariant",
+    "norm_penalty",
+    "scale_removing",
+    "final_norm",
+    "layernorm",
+    "terminal_scale_visible",
+    "terminal_scale_invariant",
+    "terminal_norm_penalty",
+    "untied_scale_invariant",
+    "untied_scale_visible",
+    "small_init_scale_invariant",
+    "small_init_scale_visible",
+]
+
+
+def test_every_condition_is_there():
+    assert list(VARIANTS) == NAMES
+    assert select("all") == list(VARIANTS.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variant_is_what_its_name_says(name):
+    variant = VARIANTS[name]
+    model = LoopedLM(variant.model_config(PRESETS["tiny"]))
+    visible = "visible" in name
+    assert model.readout_features.degree(is_last=True) == (1 if visible else 0)
+    assert model.readout_features.degree(is_last=False) == (1 if visible or name == "final_norm" else 0)
+    assert (variant.supervision.placement == "terminal") == name.startswith("terminal")
+    assert (variant.supervision.norm_penalty is not None) == name.endswith("penalty")
+    assert (model.head is not None) == name.startswith("untied")
+    assert (model.token_embedding.weight.std() < 0.1) == name.startswith("small_init")
+    assert (model.config.between.kind == "rmsnorm") == (name == "scale_removing")
+
+
+def test_a_mistyped_name_gets_the_known_ones_nearest_first():
+    with pytest.raises(UsageError, match=r"unknown variant 'scale_visibel'; known, nearest first: scale_visible, "):
+        select("scale_visibel")

@@ -1,0 +1,139 @@
+"""Training: it learns towards a known floor, accumulates exactly, and stops at the first sign of divergence."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.config import RunConfig, TrainingConfig
+from experiments.errors import RunError
+from experiments.training import checkpoint as checkpoints
+from experiments.training import trainer
+from experiments.training.metrics import MetricsLog, read_metrics
+from experiments.training.optimiser import learning_rate
+from experiments.training.trainer import CHECKPOINT, build_model, train
+
+
+def final_cross_entropy(folder):
+    return read_metrics(folder / "metrics.jsonl")[-1]["cross_entropy"][-1]
+
+
+def test_loss_comes_near_the_entropy_floor_and_not_without_training(make_config, synthetic, execution, tmp_path):
+    floor = synthetic.record["entropy_floor_nats"]
+    config = make_config("untied_scale_invariant", steps=400, batch_size=16, learning_rate=1e-2, schedule="cosine")
+    train(config, synthetic.train, tmp_path / "long", execution)
+    assert floor - 0.05 < final_cross_entropy(tmp_path / "long") < floor + 0.25
+    short = replace(config, training=replace(config.training, steps=2))
+    train(short, synthetic.train, tmp_path / "short", execution)
+    assert final_cross_entropy(tmp_path / "short") > floor + 1.0
+
+
+def test_micro_batches_give_the_same_training(make_config, synthetic, execution, tmp_path):
+    whole = train(make_config(), synthetic.train, tmp_path / "1", execution)
+    parts = train(make_config(micro_batches=4), synthetic.train, tmp_path / "4", execution)
+    other = train(make_config(seed=1), synthetic.train, tmp_path / "seed", execution)
+
+    def distance(model):
+        pairs = zip(model.parameters(), whole.parameters(), strict=True)
+        return max((a - b).abs().max().item() for a, b in pairs)
+
+    assert distance(parts) < 1e-3 < distance(other)
+
+
+@pytest.mark.parametrize("poison", ["weight", "gradient"])
+def test_a_diverged_run_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(
+    poison, make_config, synthetic, execution, tmp_path, monkeypatch
+):
+    original = trainer.looped_loss
+    calls = 0
+
+    def explode(*arguments):
+        nonlocal calls
+        calls += 1
+        loss = original(*arguments)
+        if calls < 8:
+            return loss
+        bad = (
+            loss.total * torch.nan if poison == "weight" else loss.total + 0 * (loss.total - loss.total.detach()).sqrt()
+        )
+        return replace(loss, total=bad)
+
+    monkeypatch.setattr(trainer, "looped_loss", explode)
+    with pytest.raises(
+        RunError, match=r"NaN or infinite at or before step 8 .* last good checkpoint is .*--learning-rate"
+    ):
+        train(make_config(steps=20), synthetic.train, tmp_path, execution)
+    saved = checkpoints.load(tmp_path / CHECKPOINT)
+    assert saved.step == 5
+    assert all(torch.isfinite(t).all() for name, t in saved.tensors.items() if not name.startswith("random"))
+
+
+def test_seed_decides_the_run(make_config, synthetic, execution, tmp_path):
+    first, again, other = (
+        train(make_config(seed=seed), synthetic.train, tmp_path / str(i), execution) for i, seed in enumerate((0, 0, 1))
+    )
+    assert torch.equal(first.head_weight, again.head_weight)
+    assert not torch.equal(first.head_weight, other.head_weight)
+
+
+def test_variants_of_one_seed_start_from_the_same_weights(make_config):
+    cpu = torch.device("cpu")
+    raw, normed = (build_model(make_config(v), cpu).state_dict() for v in ("scale_visible", "scale_invariant"))
+    shared = raw.keys() & normed.keys()
+    assert len(shared) == len(raw)
+    assert all(torch.equal(raw[name], normed[name]) for name in shared)
+
+
+def test_learning_rate_schedule():
+    config = TrainingConfig(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, schedule="cosine")
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5) and rates[99] < 0.001
+    constant = replace(config, schedule="constant")
+    assert {learning_rate(step, constant) for step in range(10, 100)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"micro_batches": 3}, "must divide batch_size"),
+        ({"learning_rate": 0.0}, "must be positive"),
+        ({"weight_decay": -1.0}, "must not be negative"),
+    ],
+)
+def test_impossible_training_configurations_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**({"steps": 10, "batch_size": 4} | change))
+
+
+def test_configuration_survives_json(make_config):
+    config = make_config("scale_removing")
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_metrics_line_cut_short_is_dropped_on_resume(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": 1.0, "l2_norm": [1.0, 2.0], "cross_entropy": [None, 1.0]})
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    MetricsLog(tmp_path, 10).close()
+    assert [record["step"] for record in read_metrics(path)] == [10]
+
+
+def test_tensorboard_gets_the_scalars(make_config, synthetic, execution, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(make_config(), synthetic.train, tmp_path, execution)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"loss", "l2_norm/loop_4", "cross_entropy/loop_1"} <= set(events.Tags()["scalars"])
+    last = events.Scalars("loss")[-1]
+    assert (last.step, np.float32(last.value)) == (
+        12,
+        np.float32(read_metrics(tmp_path / "metrics.jsonl")[-1]["loss"]),
+    )

@@ -1,0 +1,45 @@
+"""The named sizes are the sizes the paper names, to the parameter."""
+
+import pytest
+import torch
+
+from models import PRESETS, LoopedLM
+
+
+def on_meta(name: str) -> LoopedLM:
+    with torch.device("meta"):
+        return LoopedLM(PRESETS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "fewest", "most"),
+    [
+        ("44m", 43_934_208, 43_934_208),
+        ("129m", 128_822_016, 128_822_016),
+        ("1.4b", 1.3e9, 1.5e9),
+        ("cpu", 0.75e6, 0.85e6),
+    ],
+)
+def test_number_of_parameters(name, fewest, most):
+    assert fewest <= on_meta(name).num_parameters() <= most
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_are_two_embeddings_sixteen_squares_a_layer_and_gains(name):
+    config = PRESETS[name]
+    d, layers = config.d_model, config.num_layers
+    formula = (config.vocab_size + config.context) * d + 16 * layers * d**2 + 2 * layers * d + d
+    assert on_meta(name).num_parameters() == formula
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_the_tied_rmsnorm_model_with_gain_and_nothing_between_loops(name):
+    config = PRESETS[name]
+    assert (config.readout.kind, config.readout.gain, config.readout.tied) == ("rmsnorm", True, True)
+    assert config.between.kind == "none"
+    assert config.position == "learned"
+
+
+def test_building_on_the_meta_device_allocates_nothing():
+    model = on_meta("1.4b")
+    assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
