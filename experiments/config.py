@@ -48,7 +48,7 @@ class TrainingConfig:
 
 TRAINING_PRESETS: dict[str, TrainingConfig] = {
     "tiny": TrainingConfig(steps=30, batch_size=8),
-    "cpu": TrainingConfig(steps=200, batch_size=16, learning_rate=3e-3),
+    "cpu": TrainingConfig(steps=200, batch_size=16, micro_batches=2, learning_rate=3e-3),
     "44m": TrainingConfig(steps=2_000, batch_size=64),
     "129m": TrainingConfig(steps=2_000, batch_size=32),
     "1.4b": TrainingConfig(steps=2_000, batch_size=8, learning_rate=2e-4, recompute=True),

@@ -12,7 +12,9 @@ D = 16
 
 @pytest.fixture(scope="module")
 def states() -> Tensor:
-    return F.normalize(torch.randn(2, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    return F.normalize(
+        torch.randn(2, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_its_growth_is_predicted_when_its_states_are_large_and_refused_when_smal
         expected = expected + asymptotic_step(layer, h).radial_increment(h)
         h = layer(h)
     grown = h.norm(dim=-1) - 1e4
-    assert grown.abs().min() > 0.1
+    assert grown.abs().max() > 1.0
     torch.testing.assert_close(expected - 1e4, grown, rtol=0, atol=1e-2)
 
 

@@ -135,9 +135,9 @@ def test_the_next_state_of_a_large_one_is_predicted_and_the_error_falls_with_its
     for scale in (1e2, 1e4):
         state = scale * u
         predicted = asymptotic_step(two_sublayers, state)
-        errors.append((predicted.next_state(state) - two_sublayers(state)).norm(dim=-1).max())
+        errors.append((predicted.next_state(state) - two_sublayers(state)).norm(dim=-1).max().item())
         grown = two_sublayers(state).norm(dim=-1) - state.norm(dim=-1)
-        increments.append((predicted.radial_increment(state) - grown).abs().max())
+        increments.append((predicted.radial_increment(state) - grown).abs().max().item())
     for at_100, at_10_000 in (errors, increments):
         assert at_100 < 0.5
         assert at_10_000 == pytest.approx(at_100 / 100, rel=0.1)
@@ -157,7 +157,7 @@ def assert_regime(number, h: Tensor) -> None:
     assert number(damped, 1e-2 * u).max() < 1e-6
     assert number(normed_between, 1e-2 * u).max() < 1e-6
     assert number(two_sublayers, 1e3 * u).max() < 1e-2
-    assert number(two_sublayers, 1e-1 * u).min() > 5e-2
+    assert number(two_sublayers, u).max() > 0.5
     torch.testing.assert_close(number(linear, h), h.new_ones(len(h)), rtol=1e-6, atol=0)
 
 
@@ -190,10 +190,10 @@ def test_broken_copies_do_not_tell_the_regime(h, mutant):
 
 
 def assert_regime_per_token(number, h: Tensor) -> None:
-    scales = h.new_tensor([1e-1, 1e4, 1e-1, 1e4, 1e-1, 1e4, 1e-1])
+    scales = h.new_tensor([1.0, 1e4, 1.0, 1e4, 1.0, 1e4, 1.0])
     values = number(two_sublayers, scales[:, None] * F.normalize(h, dim=-1))
-    assert values[scales < 1].min() > 5e-2
-    assert values[scales > 1].max() < 1e-2
+    assert values[scales == 1].min() > 5e-2
+    assert values[scales > 1].max() < 1e-3
 
 
 def test_every_token_has_its_own_regime_number(h):
@@ -220,5 +220,7 @@ def test_a_step_that_changes_the_shape_is_refused(h, instrument):
 def test_states_of_any_rank(h):
     batched = h[:6].view(2, 3, D)
     assert asymptotic_step(prenorm, batched).gain.shape == (2, 3)
-    torch.testing.assert_close(regime_number(two_sublayers, batched).view(6), regime_number(two_sublayers, h[:6]))
+    torch.testing.assert_close(
+        regime_number(two_sublayers, batched).view(6), regime_number(two_sublayers, h[:6])
+    )
     assert regime_number(two_sublayers, h[0]).shape == ()

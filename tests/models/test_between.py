@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loopsight import asymptotic_step
+from loopsight import asymptotic_step, regime_number
 from models import BetweenConfig
 
 
@@ -43,3 +43,11 @@ def test_rmsnorm_between_loops_bounds_the_state_over_further_loops_and_none_does
     ratios = [model(tokens, 40)[-1].norm() / model(tokens, 4)[-1].norm() for model in (bounded, growing)]
     assert ratios[0] < 1.5
     assert ratios[1] > 3.0
+
+
+@pytest.mark.parametrize("between", ["none", "damping"])
+def test_the_regime_number_is_small_for_large_states_only(build, states, between):
+    factor = 0.88 if between == "damping" else None
+    model = build(between=BetweenConfig(kind=between, factor=factor)).requires_grad_(False)
+    assert regime_number(model.step, 1e5 * states).max() < 1e-3
+    assert regime_number(model.step, states).max() > 0.1

@@ -14,12 +14,16 @@ PLACEMENTS = ["terminal", "per_loop"]
 
 def plain_cross_entropies(model: LoopedLM, tokens: Tensor, targets: Tensor, num_loops: int) -> Tensor:
     logits = [
-        model.readout(h, is_last=k == num_loops).flatten(0, 1) for k, h in enumerate(model(tokens, num_loops)) if k >= 1
+        model.readout(h, is_last=k == num_loops).flatten(0, 1)
+        for k, h in enumerate(model(tokens, num_loops))
+        if k >= 1
     ]
     return torch.stack([F.cross_entropy(z, targets.flatten()) for z in logits])
 
 
-def plain_loss(model: LoopedLM, tokens: Tensor, targets: Tensor, supervision: Supervision, num_loops: int) -> Tensor:
+def plain_loss(
+    model: LoopedLM, tokens: Tensor, targets: Tensor, supervision: Supervision, num_loops: int
+) -> Tensor:
     losses = plain_cross_entropies(model, tokens, targets, num_loops)
     total = losses[-1] if supervision.placement == "terminal" else losses.mean()
     if supervision.norm_penalty is not None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from torch import nn
 
@@ -15,7 +16,7 @@ def test_the_model_is_a_looped_model_and_a_plain_module_is_not(build):
 
 def test_importing_models_does_not_import_loopsight():
     code = "import models, sys; sys.exit('loopsight' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_the_three_maps_compose_to_the_forward_pass(build, tokens):

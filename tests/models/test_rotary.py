@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.positions import Rotary
@@ -13,7 +14,9 @@ def scores(rotate: Rotary, query: Tensor, key: Tensor) -> Tensor:
 
 def test_scores_of_the_same_query_and_key_depend_on_the_distance_alone():
     generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 2, 1, 6, dtype=torch.float64, generator=generator).expand(-1, -1, 9, -1) for _ in "qk")
+    query, key = (
+        torch.randn(1, 2, 1, 6, dtype=torch.float64, generator=generator).expand(-1, -1, 9, -1) for _ in "qk"
+    )
     rotated = scores(Rotary(6), query, key)
     torch.testing.assert_close(rotated[..., :-1, :-1], rotated[..., 1:, 1:], rtol=1e-12, atol=1e-12)
     assert (rotated[..., 0, :-1] - rotated[..., 0, 1:]).abs().min() > 1e-3  # and they do depend on it
@@ -41,17 +44,24 @@ def test_a_rotation_keeps_lengths():
     torch.testing.assert_close(Rotary(8)(x).norm(dim=-1), x.norm(dim=-1), rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize(("position", "invariant"), [("rotary", True), ("learned", False)])
-def test_a_shifted_context_gives_the_same_state_with_rotary_positions_only(build, position, invariant):
-    """Four equal tokens in front of a word move nothing but positions: equal values, equal scores, equal sums."""
-    model = build(position=position, num_layers=1).requires_grad_(False)
-    attention = model.sublayers[0]
-    h = model.embed(torch.tensor([[5] * 8]))
-    queries = attention.branch.qkv(attention.norm(h))[..., :24].unflatten(-1, (2, 3, 4)).permute(2, 0, 3, 1, 4)
-    query, key = (attention.branch.rotate(x) for x in queries)
+def test_attention_to_a_repeated_token_is_shift_invariant_with_rotary_positions_only(
+    build, monkeypatch, position, invariant, qk_norm
+):
+    received = []
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda *qkv, **options: (received.append(qkv), attend(*qkv, **options))[1],
+    )
+    build(position=position, num_layers=1, qk_norm=qk_norm)(torch.tensor([[5] * 8]), 1)
+    query, key, _ = received[0]
     by_position = query @ key.transpose(-1, -2)
     moved = (by_position[..., :-1, :-1] - by_position[..., 1:, 1:]).abs().max()
     assert moved < 1e-12 if invariant else moved > 1e-2
+    assert (by_position[..., 0, :-1] - by_position[..., 0, 1:]).abs().max() > 1e-3
 
 
 def test_rotary_attention_knows_the_order_of_earlier_tokens(build):

@@ -1,0 +1,52 @@
+"""The two sides of every comparison: one training step of the plain implementation, and of ours."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.plain import PlainLoopedLM, plain_loss
+from models import PRESETS, LoopedLM, ReadoutConfig, Supervision, looped_loss
+
+READOUTS = {"rmsnorm": ReadoutConfig(kind="rmsnorm"), "raw": ReadoutConfig(kind="raw", gain=False)}
+SIDES = ("plain", "ours")
+
+
+def make_step(
+    side: str, preset: str, readout: str, *, micro_batches: int = 1, recompute: bool = False
+) -> Callable[[Tensor, Tensor], float]:
+    """A function that trains one step on a batch and returns the loss. Both sides start from the same weights."""
+    torch.manual_seed(0)
+    ours = LoopedLM(replace(PRESETS[preset], readout=READOUTS[readout], dropout=0.0))
+    ours.recompute = recompute
+    model = ours if side == "ours" else PlainLoopedLM(ours)
+    del ours
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=side == "ours" or None)
+
+    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
+        if isinstance(model, PlainLoopedLM):
+            return plain_loss(model, tokens, targets)
+        return looped_loss(model, tokens, targets, Supervision(placement="per_loop")).total
+
+    def step(tokens: Tensor, targets: Tensor) -> float:
+        total = 0.0
+        for x, y in zip(tokens.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
+            loss = loss_of(x, y) / micro_batches
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return total
+
+    return step
+
+
+def batches(preset: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same random tokens on both sides; speed and memory do not depend on what they say."""
+    config = PRESETS[preset]
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        window = torch.randint(config.vocab_size, (batch_size, config.context + 1), generator=generator)
+        yield window[:, :-1], window[:, 1:]

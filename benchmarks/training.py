@@ -1,0 +1,152 @@
+"""Speed and memory of training against the plain implementation of the same maths, as ratios.
+
+    python benchmarks/training.py speed     both sides in one process, alternating, subnormals flushed on both
+    python benchmarks/training.py start     the first steps from N(0, 1), ours against plain without flushing
+    python benchmarks/training.py memory    peak memory above parameters and optimiser, a process a side
+    python benchmarks/training.py all       all three; writes results/benchmarks/training.json
+"""
+
+import argparse
+import datetime
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # the repository, not this folder
+
+import torch  # noqa: E402
+
+from benchmarks.sides import SIDES, batches, make_step  # noqa: E402
+from experiments.environment import describe  # noqa: E402
+from experiments.files import write_json  # noqa: E402
+
+WARM_UP = 3
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    tenths = statistics.quantiles(ratios, n=10)
+    return {"median": statistics.median(ratios), "low_10": tenths[0], "high_90": tenths[-1], "rounds": len(ratios)}
+
+
+def speed(rounds: int) -> dict[str, Any]:
+    """Seconds of plain / seconds of ours, step by step on the same batches; and how far the losses are apart."""
+    torch.set_flush_denormal(True)
+    results = {}
+    for readout in ("rmsnorm", "raw"):
+        steps = {side: make_step(side, "cpu", readout) for side in SIDES}
+        ratios, differences = [], []
+        source = batches("cpu", 16)
+        for index in range(WARM_UP + rounds):
+            batch = next(source)
+            order = SIDES if index % 2 else SIDES[::-1]
+            seconds, losses = {}, {}
+            for side in order:
+                began = time.perf_counter()
+                losses[side] = steps[side](*batch)
+                seconds[side] = time.perf_counter() - began
+            differences.append(abs(losses["plain"] / losses["ours"] - 1.0))
+            if index >= WARM_UP:
+                ratios.append(seconds["plain"] / seconds["ours"])
+        results[readout] = {"ratio": spread(ratios), "largest_relative_loss_difference": max(differences)}
+        print(f"speed, {readout} readout: {results[readout]}", flush=True)
+    return results
+
+
+def start(rounds: int, steps: int = 40) -> dict[str, Any]:
+    """The same ratio over the first steps of training; a process a side, since flushing is set once for threads."""
+    results = {}
+    for readout in ("rmsnorm", "raw"):
+        ratios = []
+        for _ in range(rounds):
+            seconds = {
+                side: _child("first-steps", side, readout, str(steps), "flush" if side == "ours" else "no-flush")["seconds"]
+                for side in SIDES
+            }
+            ratios.append(seconds["plain"] / seconds["ours"])
+        results[readout] = {"median": statistics.median(ratios), "ratios": ratios, "steps": steps}
+        print(f"first {steps} steps, {readout} readout: {results[readout]}", flush=True)
+    return results
+
+
+MEMORY_CASES = {
+    "cpu preset": ("cpu", "16", [("ours", "1", ""), ("ours", "4", "")]),
+    "44m, batch 4": ("44m", "4", [("ours", "1", "recompute"), ("ours", "4", "recompute")]),
+}
+
+
+def memory() -> dict[str, Any]:
+    """Peak resident memory of two steps above that of a model whose optimiser has its moments."""
+    results = {}
+    for name, (preset, batch, cases) in MEMORY_CASES.items():
+        plain = _child("memory", "plain", preset, batch, "1", "")["bytes"]
+        for side, micro, recompute in cases:
+            ours = _child("memory", side, preset, batch, micro, recompute)["bytes"]
+            label = f"{name}, {micro} micro-batch(es){', recompute' if recompute else ''}"
+            results[label] = {"plain_mb": plain / 1e6, "ours_mb": ours / 1e6, "ratio": ours / plain}
+            print(f"memory, {label}: {results[label]}", flush=True)
+    return results
+
+
+def _child(*arguments: str) -> dict[str, float]:
+    done = subprocess.run([sys.executable, __file__, "child", *arguments], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def _first_steps(side: str, readout: str, steps: str, flush: str) -> dict[str, float]:
+    torch.set_flush_denormal(flush == "flush")
+    step = make_step(side, "cpu", readout)
+    source = batches("cpu", 16)
+    began = time.perf_counter()
+    for _ in range(int(steps)):
+        step(*next(source))
+    return {"seconds": time.perf_counter() - began}
+
+
+def _memory(side: str, preset: str, batch: str, micro: str, recompute: str) -> dict[str, float]:
+    torch.set_flush_denormal(True)
+    step = make_step(side, preset, "rmsnorm", micro_batches=int(micro), recompute=bool(recompute))
+    # One short sequence fills gradients and moments; what is counted comes on top of them.
+    warm, wide = batches(preset, int(micro)), batches(preset, int(batch))
+    step(*(t[:, :2] for t in next(warm)))
+    before = _resident_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    for _ in range(2):
+        step(*next(wide))
+    return {"bytes": _peak_bytes() - before}
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak_bytes() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        measure = {"first-steps": _first_steps, "memory": _memory}[sys.argv[2]]
+        print(json.dumps(measure(*sys.argv[3:])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "start", "memory", "all"], nargs="?", default="all")
+    parser.add_argument("--rounds", type=int, default=100, help="paired steps for speed (default 100)")
+    arguments = parser.parse_args()
+    measures = {"speed": lambda: speed(arguments.rounds), "start": lambda: start(3), "memory": memory}
+    chosen = measures if arguments.what == "all" else {arguments.what: measures[arguments.what]}
+    results = {name: measure() for name, measure in chosen.items()}
+    if arguments.what == "all":
+        results["environment"] = describe(torch.device("cpu"))
+        results["date"] = datetime.date.today().isoformat()
+        write_json(ROOT / "results" / "benchmarks" / "training.json", results)
+
+
+if __name__ == "__main__":
+    main()
