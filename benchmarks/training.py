@@ -1,9 +1,9 @@
 """Speed and memory of training against the plain implementation of the same maths, as ratios.
 
-    python benchmarks/training.py speed     both sides in one process, alternating, subnormals flushed on both
-    python benchmarks/training.py start     the first steps from N(0, 1), ours against plain without flushing
-    python benchmarks/training.py memory    peak memory above parameters and optimiser, a process a side
-    python benchmarks/training.py all       all three; writes results/benchmarks/training.json
+python benchmarks/training.py speed     both sides in one process, alternating, subnormals flushed on both
+python benchmarks/training.py start     the first steps from N(0, 1), ours against plain without flushing
+python benchmarks/training.py memory    peak memory above parameters and optimiser, a process a side
+python benchmarks/training.py all       all three; writes results/benchmarks/training.json
 """
 
 import argparse
@@ -65,7 +65,9 @@ def start(rounds: int, steps: int = 40) -> dict[str, Any]:
         ratios = []
         for _ in range(rounds):
             seconds = {
-                side: _child("first-steps", side, readout, str(steps), "flush" if side == "ours" else "no-flush")["seconds"]
+                side: _child("first-steps", side, readout, str(steps), "flush" if side == "ours" else "no-flush")[
+                    "seconds"
+                ]
                 for side in SIDES
             }
             ratios.append(seconds["plain"] / seconds["ours"])

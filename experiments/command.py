@@ -87,7 +87,6 @@ def main() -> None:
         raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
     if arguments.loops is not None:
         _at_least_1("loops", arguments.loops)
-    _make_arithmetic_repeatable(execution.device)
     size = PRESETS[arguments.preset]
     corpus_config = CorpusConfig(
         data=arguments.data,
@@ -96,6 +95,7 @@ def main() -> None:
     )
     tokens = prepare(corpus_config, arguments.cache, min_tokens=size.context + 1)
     print(_describe_corpus(tokens))
+    _make_arithmetic_repeatable(execution.device)
     summaries = []
     # Seeds outside, variants inside: an interrupted sweep leaves whole comparisons.
     for seed in arguments.seeds:

@@ -126,12 +126,16 @@ def test_a_run_reads_back_as_the_model_that_was_trained(sweep, cache):
         (["--variant", "scale_visible", "--out", __file__], "is not a folder"),
     ],
 )
-def test_a_wrong_argument_gets_one_sentence_and_status_2(arguments, sentence, tmp_path):
-    out = [] if "--out" in arguments else ["--out", tmp_path / "runs"]
-    done = command(*TINY, *arguments, *out, "--cache", tmp_path / "cache")
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_a_wrong_argument_gets_one_sentence_and_status_2(arguments, sentence, tmp_path, monkeypatch, capsys):
+    from experiments.command import main
+    from experiments.errors import exit_status
+
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["run.py", *TINY, *arguments, *out, "--cache", str(tmp_path / "cache")])
+    assert exit_status(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert sentence in error
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,9 +12,7 @@ D = 16
 
 @pytest.fixture(scope="module")
 def states() -> Tensor:
-    return F.normalize(
-        torch.randn(2, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
+    return F.normalize(torch.randn(2, 5, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
 
 
 @pytest.fixture(scope="module")

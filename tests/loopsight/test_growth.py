@@ -220,7 +220,5 @@ def test_a_step_that_changes_the_shape_is_refused(h, instrument):
 def test_states_of_any_rank(h):
     batched = h[:6].view(2, 3, D)
     assert asymptotic_step(prenorm, batched).gain.shape == (2, 3)
-    torch.testing.assert_close(
-        regime_number(two_sublayers, batched).view(6), regime_number(two_sublayers, h[:6])
-    )
+    torch.testing.assert_close(regime_number(two_sublayers, batched).view(6), regime_number(two_sublayers, h[:6]))
     assert regime_number(two_sublayers, h[0]).shape == ()

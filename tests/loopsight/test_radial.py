@@ -71,6 +71,17 @@ def test_broken_copies_do_not_have_the_cosine(h, mutant):
         assert_fractions_of_a_linear_loss(mutant, h)
 
 
+def test_a_linear_readout_has_the_gradient_of_the_cross_entropy_in_closed_form(h):
+    """g_t = W^T (softmax(W h_t) - onehot), so <g_t, h_t> = expected minus true logit."""
+    head, targets = random(VOCAB, D) / 10, torch.arange(len(h))
+    logits = h @ head.T
+    p = logits.softmax(-1)
+    gap = (p * logits).sum(-1) - logits.gather(1, targets[:, None]).squeeze(1)
+    gradient = (p - F.one_hot(targets, VOCAB)) @ head
+    measured = radial_gradient_fraction(lambda h: F.cross_entropy(h @ head.T, targets), h)
+    torch.testing.assert_close(measured, gap.abs() / (gradient.norm(dim=-1) * h.norm(dim=-1)), rtol=1e-12, atol=0)
+
+
 def test_a_loss_of_the_norm_alone_has_fraction_one(h):
     fraction = radial_gradient_fraction(lambda h: h.norm(dim=-1).log().sum(), h)
     torch.testing.assert_close(fraction, torch.ones_like(fraction), rtol=1e-14, atol=0)

@@ -11,9 +11,7 @@ from torch.autograd import forward_ad
 from models import chunked_cross_entropy
 
 
-def problem(
-    rows: int = 10, vocab: int = 13, d: int = 6, scale: float = 1.0, seed: int = 0, dtype=torch.float64
-):
+def problem(rows: int = 10, vocab: int = 13, d: int = 6, scale: float = 1.0, seed: int = 0, dtype=torch.float64):
     """features, head (both leaves), targets, row weights of either sign, one of them zero."""
     generator = torch.Generator().manual_seed(seed)
     features = (scale * torch.randn(rows, d, generator=generator, dtype=torch.float64)).to(dtype)
@@ -29,9 +27,7 @@ def plain(features: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> t
     return rows @ weights, rows
 
 
-def answers(
-    loss, features: Tensor, head: Tensor, targets: Tensor, weights: Tensor, **options
-) -> dict[str, Tensor]:
+def answers(loss, features: Tensor, head: Tensor, targets: Tensor, weights: Tensor, **options) -> dict[str, Tensor]:
     total, rows = loss(features, head, targets, weights, **options)
     # A factor on the loss, so that the incoming gradient is not 1.
     of_features, of_head = torch.autograd.grad(3.0 * total, (features, head))
@@ -77,9 +73,7 @@ def test_a_head_that_also_makes_the_features_gets_both_gradients():
     tokens = torch.arange(10)
 
     def gradient(loss) -> Tensor:
-        return torch.autograd.grad(loss(embedding[tokens].sin(), embedding, targets, weights)[0], embedding)[
-            0
-        ]
+        return torch.autograd.grad(loss(embedding[tokens].sin(), embedding, targets, weights)[0], embedding)[0]
 
     both = gradient(chunked_cross_entropy)
     torch.testing.assert_close(both, gradient(plain), rtol=1e-12, atol=1e-12)
@@ -146,11 +140,12 @@ def test_differentiating_twice_is_refused(features_of):
         torch.autograd.grad(gradient.square().sum(), x)
 
 
+@pytest.mark.parametrize("differentiate", [False, True])
 @pytest.mark.parametrize("target", [-100, 13])
-def test_a_target_outside_the_vocabulary_is_refused(target):
+def test_a_target_outside_the_vocabulary_is_refused(target, differentiate):
     features, head, targets, weights = problem()
     targets[4] = target
-    with pytest.raises(RuntimeError, match="out of bounds"):
+    with torch.set_grad_enabled(differentiate), pytest.raises(RuntimeError, match="out of bounds"):
         chunked_cross_entropy(features, head, targets, weights)
 
 

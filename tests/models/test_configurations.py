@@ -22,9 +22,7 @@ def readouts(draw: st.DrawFn) -> ReadoutConfig:
     )
 
 
-BETWEENS = st.sampled_from(
-    [BetweenConfig(), BetweenConfig(kind="rmsnorm"), BetweenConfig(kind="damping", factor=0.7)]
-)
+BETWEENS = st.sampled_from([BetweenConfig(), BetweenConfig(kind="rmsnorm"), BetweenConfig(kind="damping", factor=0.7)])
 CHANGES = st.fixed_dictionaries(
     {
         "num_layers": st.integers(1, 2),

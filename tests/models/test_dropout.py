@@ -46,6 +46,4 @@ def test_dropout_acts_on_h0_and_on_branch_outputs_only(build, tokens, states):
         branch = ours(states) - states
         dropped = branch.abs() < 1e-14
         assert 0.3 < dropped.double().mean() < 0.7
-        torch.testing.assert_close(
-            branch[~dropped], 2 * (whole(states) - states)[~dropped], rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(branch[~dropped], 2 * (whole(states) - states)[~dropped], rtol=1e-9, atol=1e-12)

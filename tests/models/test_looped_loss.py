@@ -14,16 +14,12 @@ PLACEMENTS = ["terminal", "per_loop"]
 
 def plain_cross_entropies(model: LoopedLM, tokens: Tensor, targets: Tensor, num_loops: int) -> Tensor:
     logits = [
-        model.readout(h, is_last=k == num_loops).flatten(0, 1)
-        for k, h in enumerate(model(tokens, num_loops))
-        if k >= 1
+        model.readout(h, is_last=k == num_loops).flatten(0, 1) for k, h in enumerate(model(tokens, num_loops)) if k >= 1
     ]
     return torch.stack([F.cross_entropy(z, targets.flatten()) for z in logits])
 
 
-def plain_loss(
-    model: LoopedLM, tokens: Tensor, targets: Tensor, supervision: Supervision, num_loops: int
-) -> Tensor:
+def plain_loss(model: LoopedLM, tokens: Tensor, targets: Tensor, supervision: Supervision, num_loops: int) -> Tensor:
     losses = plain_cross_entropies(model, tokens, targets, num_loops)
     total = losses[-1] if supervision.placement == "terminal" else losses.mean()
     if supervision.norm_penalty is not None:
@@ -56,6 +52,16 @@ def test_it_equals_the_loss_that_keeps_all_logits(
     )
     for our_gradient, their_gradient in gradients:
         torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-11, atol=1e-12)
+
+
+def test_each_loop_is_weighted_by_its_own_weight(build, tokens, targets, monkeypatch):
+    weights = (0.1, 0.0, -0.7, 0.4)
+    monkeypatch.setattr(Supervision, "loop_weights", lambda self, num_loops: weights)
+    model = build()
+    loss = looped_loss(model, tokens, targets, Supervision(), 4)
+    exact = plain_cross_entropies(model, tokens, targets, 4)
+    torch.testing.assert_close(loss.total, exact @ exact.new_tensor(weights), rtol=1e-12, atol=1e-12)
+    assert loss.cross_entropy.isnan().tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -57,3 +57,23 @@ def test_the_chunk_size_sets_the_largest_tensor(chunk_rows):
         )
         total.backward()
     assert largest.elements == chunk_rows * VOCAB
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("grad_mode", "products"), [(False, 1), (True, 3)])
+def test_without_grad_mode_no_gradient_is_made_though_the_weights_are_trainable(grad_mode, products):
+    features, head = torch.randn(10, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    with torch.set_grad_enabled(grad_mode), Operations() as operations:
+        chunked_cross_entropy(features, head, torch.zeros(10, dtype=torch.int64), torch.ones(10))
+    assert sum(name in ("mm", "addmm_", "addmm") for name in operations.names) == products

@@ -83,9 +83,7 @@ def test_groups_do_not_mix_but_the_whole_norm_mixes_them(states):
 
 def test_epsilon_stands_inside_the_root_beside_the_mean_square():
     h, eps = torch.full((1, 12), 2.0, dtype=torch.float64), 5.0
-    torch.testing.assert_close(
-        Norm("rmsnorm", 12, eps)(h), torch.full_like(h, 2 / 9**0.5), rtol=1e-15, atol=0
-    )
+    torch.testing.assert_close(Norm("rmsnorm", 12, eps)(h), torch.full_like(h, 2 / 9**0.5), rtol=1e-15, atol=0)
     h[:, ::2] *= -1  # mean 0, variance 4
     torch.testing.assert_close(Norm("layernorm", 12, eps)(h), h / 9**0.5, rtol=1e-15, atol=0)
 

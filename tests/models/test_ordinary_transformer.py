@@ -42,10 +42,7 @@ class TorchTransformer(nn.Module):
             self.copied += [
                 (layer["attention"].in_proj_weight, ours_attention.branch.qkv.weight),
                 (layer["attention"].out_proj.weight, ours_attention.branch.out.weight),
-                *(
-                    (layer[name].weight, getattr(ours_mlp.branch, name).weight)
-                    for name in ("gate", "up", "down")
-                ),
+                *((layer[name].weight, getattr(ours_mlp.branch, name).weight) for name in ("gate", "up", "down")),
             ]
         for theirs, ours in self.copied:
             theirs.data = ours.detach().clone()

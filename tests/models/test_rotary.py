@@ -14,9 +14,7 @@ def scores(rotate: Rotary, query: Tensor, key: Tensor) -> Tensor:
 
 def test_scores_of_the_same_query_and_key_depend_on_the_distance_alone():
     generator = torch.Generator().manual_seed(0)
-    query, key = (
-        torch.randn(1, 2, 1, 6, dtype=torch.float64, generator=generator).expand(-1, -1, 9, -1) for _ in "qk"
-    )
+    query, key = (torch.randn(1, 2, 1, 6, dtype=torch.float64, generator=generator).expand(-1, -1, 9, -1) for _ in "qk")
     rotated = scores(Rotary(6), query, key)
     torch.testing.assert_close(rotated[..., :-1, :-1], rotated[..., 1:, 1:], rtol=1e-12, atol=1e-12)
     assert (rotated[..., 0, :-1] - rotated[..., 0, 1:]).abs().min() > 1e-3  # and they do depend on it

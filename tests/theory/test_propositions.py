@@ -1,0 +1,66 @@
+"""Every proposition: its proof, its numeric check on random cases, and its control, which must fail."""
+
+import math
+
+import pytest
+import sympy as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from theory.cases import Case
+from theory.proposition import Proof, ProofError, Residual, propositions
+
+PROPOSITIONS = propositions()
+
+cases = st.builds(
+    Case,
+    seed=st.integers(0, 2**31),
+    d=st.integers(3, 48),
+    vocab=st.integers(2, 40),
+    tokens=st.integers(1, 6),
+    scale=st.floats(-3, 6).map(lambda exponent: 10.0**exponent),
+    spread=st.floats(0, 3).map(lambda exponent: 10.0**exponent),
+    loss=st.sampled_from(["cross_entropy", "squared", "z_loss", "margin"]),
+)
+
+
+@pytest.mark.parametrize("key", PROPOSITIONS)
+def test_proof(key):
+    proof = PROPOSITIONS[key].prove()
+    assert proof.steps
+    assert str(proof).startswith("1. ") and proof._repr_latex_().startswith("$$")
+
+
+@pytest.mark.parametrize("key", PROPOSITIONS)
+@given(case=cases)
+def test_numeric_check(key, case):
+    residual = PROPOSITIONS[key].check(case)
+    assert residual.holds, residual
+
+
+@pytest.mark.parametrize("key", PROPOSITIONS)
+@pytest.mark.parametrize("seed", range(5))
+def test_control_fails(key, seed):
+    proposition = PROPOSITIONS[key]
+    residual = proposition.control(Case(seed=seed))
+    assert not residual.holds
+    assert residual.value > proposition.control_floor > 1e3 * residual.tolerance
+
+
+@pytest.mark.parametrize("key", PROPOSITIONS)
+def test_statement_is_complete(key):
+    proposition = PROPOSITIONS[key]
+    assert proposition.key == key
+    assert proposition.title and proposition.statement and proposition.hypotheses and proposition.source
+
+
+def test_a_wrong_identity_is_rejected():
+    x = sp.Symbol("x", positive=True)
+    with pytest.raises(ProofError, match="the difference is"):
+        Proof().equal("wrong", sp.sqrt(x**2), 2 * x)
+    with pytest.raises(ProofError, match="not decided"):
+        Proof().true("unknown sign", sp.Symbol("y", real=True) > 0)
+
+
+def test_a_residual_that_measured_nothing_does_not_hold():
+    assert not Residual(value=math.nan, tolerance=1.0).holds

@@ -1,0 +1,85 @@
+"""P1 (Lemma 1, general): the generators of a readout's invariances are blind directions of every loss behind it."""
+
+import sympy as sp
+import torch
+
+from loopsight.radial import radial_gradient_fraction
+from theory.cases import Case
+from theory.proposition import Proof, Proposition, Residual
+from theory.symbols import c, d, h, i, j, k, split, t, total
+
+S1, S2 = sp.Symbol("S_1", real=True), sp.Symbol("S_2", positive=True)
+
+
+def prove() -> Proof:
+    """For symbolic d: normalised coordinates are unchanged by h -> c h (+ t 1), and J h = 0 kills every gradient."""
+    proof = Proof()
+    moved = c * h[i] + t
+    expanded = c**2 * total(h[i] ** 2) + 2 * c * t * total(h[i]) + d * t**2
+    proof.equal("sum of the moved state", total(moved), c * total(h[i]) + d * t)
+    proof.equal("sum of its squares", total(moved**2), expanded)
+
+    # The sums are opaque from here on: S_1 = sum h, S_2 = sum h^2.
+    sums = {total(h[i]): S1, total(h[i] ** 2): S2}
+    squares = expanded.subs(sums)
+    rms = h[j] / sp.sqrt(S2 / d)
+    proof.equal("RMSNorm, coordinate j, h -> c h", (c * h[j]) / sp.sqrt(squares.subs(t, 0) / d), rms)
+
+    variance = S2 / d - (S1 / d) ** 2
+    mean_moved = (c * S1 + d * t) / d
+    proof.equal("variance, h -> c h + t 1", squares / d - mean_moved**2, c**2 * variance)
+    spread = sp.Symbol("v", positive=True)  # the variance, positive where LayerNorm is differentiable
+    centred = (h[j] - S1 / d) / sp.sqrt(spread)
+    centred_moved = (c * h[j] + t - mean_moved) / sp.sqrt(c**2 * spread)
+    proof.equal("LayerNorm, coordinate j, h -> c h + t 1", centred_moved, centred)
+
+    # Chain rule, for RMSNorm and any upstream gradient q: <grad_h, h> = sum_j q_j sum_k J_jk h_k.
+    q = sp.IndexedBase("q", real=True)
+    gradient_along_h = total(q[j] * jacobian_times_state(), j)
+    proof.equal("<grad_h, h> behind RMSNorm, for any upstream gradient q", gradient_along_h, sp.Integer(0))
+    return proof
+
+
+def jacobian_times_state() -> sp.Expr:
+    """sum_k (d y_j / d h_k) h_k for y = h / sqrt(S_2 / d), by the product rule with d S_2 / d h_k = 2 h_k."""
+    sigma = sp.sqrt(S2 / d)
+    direct = h[j] / sigma  # sum_k delta_jk h_k / sigma
+    through_sigma = h[j] * sp.diff(1 / sigma, S2) * split(total(2 * h[k] * h[k], k)).subs(total(h[k] ** 2, k), S2)
+    return sp.Add(direct, through_sigma, evaluate=False)
+
+
+def _largest_fraction(case: Case, readout: str) -> float:
+    fraction = radial_gradient_fraction(case.loss_of(case.readout(readout)), case.states())  # type: ignore[arg-type]
+    # A margin already satisfied has no gradient at all, and so no fraction to measure.
+    return torch.nan_to_num(fraction, nan=0.0).max().item()
+
+
+def check(case: Case) -> Residual:
+    """Largest |<g, h>| / (|g| |h|) over tokens, RMSNorm and LayerNorm readouts, epsilon 0."""
+    value = max(_largest_fraction(case, "rmsnorm"), _largest_fraction(case, "layernorm"))
+    return Residual(value=value, tolerance=1e-13)
+
+
+def control(case: Case) -> Residual:
+    """The same with a raw readout, whose loss does see the scale."""
+    return Residual(value=_largest_fraction(case, "raw"), tolerance=1e-13)
+
+
+PROPOSITION = Proposition(
+    key="P1",
+    title="a loss behind a scale-invariant readout has no gradient along the state",
+    statement=(
+        r"R \circ \gamma_t = R,\ \gamma_0 = \mathrm{id} \;\Rightarrow\; "
+        r"\langle \nabla_h (\ell \circ R), \dot\gamma_0(h) \rangle = 0"
+    ),
+    hypotheses=(
+        "the loss sees the state only through the readout",
+        "epsilon is zero",
+        "the readout is differentiable at the state (nonzero root mean square or variance)",
+    ),
+    source="arXiv 2606.24898, Lemma 1; general form: this project",
+    prove=prove,
+    check=check,
+    control=control,
+    control_floor=1e-6,
+)
