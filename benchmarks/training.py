@@ -7,7 +7,6 @@ python benchmarks/training.py all       all three; writes results/benchmarks/tra
 """
 
 import argparse
-import datetime
 import json
 import resource
 import statistics
@@ -24,7 +23,9 @@ import torch  # noqa: E402
 
 from benchmarks.sides import SIDES, batches, make_step  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.files import write_json  # noqa: E402
+from experiments.files import atomic_path, write_json  # noqa: E402
+from experiments.readme import replace_section  # noqa: E402
+from experiments.tables import markdown  # noqa: E402
 
 WARM_UP = 3
 
@@ -145,9 +146,41 @@ def main() -> None:
     chosen = measures if arguments.what == "all" else {arguments.what: measures[arguments.what]}
     results = {name: measure() for name, measure in chosen.items()}
     if arguments.what == "all":
-        results["environment"] = describe(torch.device("cpu"))
-        results["date"] = datetime.date.today().isoformat()
-        write_json(ROOT / "results" / "benchmarks" / "training.json", results)
+        publish(results | {"environment": describe(torch.device("cpu"))})
+
+
+def publish(results: dict[str, Any]) -> None:
+    """Store the numbers, and their table in the README."""
+    folder = ROOT / "results" / "benchmarks"
+    write_json(folder / "training.json", results)
+    text = as_markdown(results)
+    with atomic_path(folder / "training.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    replace_section(ROOT / "README.md", "benchmarks", text)
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The table of all three measures."""
+    rows = []
+    for readout, result in results["speed"].items():
+        ratio = result["ratio"]
+        observed = f"{ratio['median']:.2f} ({ratio['low_10']:.2f} to {ratio['high_90']:.2f})"
+        rows.append(
+            [f"training speed, cpu preset, {readout} readout (10 to 90 % of {ratio['rounds']} pairs)", observed]
+        )
+    for readout, result in results["start"].items():
+        what = f"first {result['steps']} steps, {readout} readout, plain without flushing subnormals"
+        rows.append([what, f"{result['median']:.2f} ({min(result['ratios']):.2f} to {max(result['ratios']):.2f})"])
+    for case, result in results["memory"].items():
+        sizes = f"{result['ours_mb']:.0f} against {result['plain_mb']:.0f} MB"
+        rows.append([f"memory above parameters and optimiser, {case}", f"{result['ratio']:.2f} ({sizes})"])
+    environment = results["environment"]
+    provenance = (
+        f"{environment['date'][:10]}, {environment['processor']}, {environment['torch_threads']} threads, "
+        f"torch {environment['packages']['torch']}, random tokens, seed 0; the two sides' losses agree to "
+        f"{max(r['largest_relative_loss_difference'] for r in results['speed'].values()):.0e}."
+    )
+    return markdown(["what", "ours against plain"], rows) + "\n\n" + provenance
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ of the state, never at the state itself, so that predicting the next norm from t
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -48,11 +49,13 @@ def asymptotic_step(step: Step, h: Float[Tensor, "*batch d"]) -> AsymptoticStep:
         h: states (..., d), float64.
 
     Raises:
-        ValueError: h is not a finite nonzero float tensor, or step changes its shape.
+        ValueError: h is not a finite nonzero float64 tensor, or step changes its shape.
 
     Source: this project; theory/ P4 (activity), P9 (b), P10 (d).
     """
     require_states(h)
+    if h.dtype != torch.float64:
+        raise ValueError(f"h must be float64, got {h.dtype}: convert states and weights, or b drowns in rounding.")
     near, far = step(LARGE * h), step(2 * LARGE * h)
     if near.shape != h.shape:
         raise ValueError(f"step must keep the shape of the state, {tuple(h.shape)}, got {tuple(near.shape)}.")
@@ -70,10 +73,18 @@ def regime_number(step: Step, h: Float[Tensor, "*batch d"], factor: float = 2.0)
     Args:
         step: state tensor to state tensor, float64 weights.
         h: states (..., d), float64.
-        factor: common factor of all tokens' states.
+        factor: common factor of all tokens' states, positive and not 1.
+
+    Returns:
+        Shape (...); NaN or rounding noise where the step adds nothing at all.
+
+    Raises:
+        ValueError: as `asymptotic_step`, or an impossible factor.
 
     Source: this project; theory/ P9 (a).
     """
+    if factor <= 0.0 or factor == 1.0:
+        raise ValueError(f"factor must be positive and not 1, got {factor}.")
     gain = asymptotic_step(step, h).gain[..., None]
     here = step(h) - gain * h
     there = step(factor * h) - gain * factor * h

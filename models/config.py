@@ -1,7 +1,7 @@
 """What a looped language model is made of, as data. A combination that makes no sense cannot be built."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 NormKind = Literal["rmsnorm", "layernorm"]
 ReadoutKind = Literal["raw", "raw_final_rmsnorm", "rmsnorm", "layernorm", "group_rmsnorm", "group_layernorm"]
@@ -9,6 +9,11 @@ BetweenKind = Literal["none", "rmsnorm", "damping"]
 PositionKind = Literal["learned", "rotary"]
 
 GROUPED_READOUTS = ("group_rmsnorm", "group_layernorm")
+
+
+def _require_known(what: str, value: str, kinds: Any) -> None:
+    if value not in get_args(kinds):
+        raise ValueError(f"unknown {what} '{value}'; known: {', '.join(get_args(kinds))}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,11 @@ class ReadoutConfig:
     num_groups: int | None = None
 
     def __post_init__(self) -> None:
+        _require_known("readout kind", self.kind, ReadoutKind)
         if self.kind == "raw" and self.gain:
             raise ValueError("a raw readout has no normalisation and so no gain: pass gain=False.")
+        if self.num_groups is not None and self.num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {self.num_groups}.")
         if (self.num_groups is not None) != (self.kind in GROUPED_READOUTS):
             raise ValueError(f"num_groups belongs to {GROUPED_READOUTS} and to no other readout, got {self}.")
 
@@ -49,6 +57,7 @@ class BetweenConfig:
     factor: float | None = None
 
     def __post_init__(self) -> None:
+        _require_known("operation between loops", self.kind, BetweenKind)
         if (self.factor is not None) != (self.kind == "damping"):
             raise ValueError(f"factor belongs to the operation 'damping' and to no other, got {self}.")
         if self.factor is not None and not 0.0 < self.factor < 1.0:
@@ -93,6 +102,8 @@ class ModelConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _require_known("block_norm", self.block_norm, NormKind)
+        _require_known("position", self.position, PositionKind)
         for name in ("d_model", "num_layers", "num_heads", "vocab_size", "context", "num_loops"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -102,9 +113,9 @@ class ModelConfig:
             raise ValueError(f"rotary positions need an even head width, got {self.d_model // self.num_heads}.")
         if self.d_model % (self.readout.num_groups or 1):
             raise ValueError(f"num_groups={self.readout.num_groups} must divide d_model={self.d_model}.")
-        if self.norm_eps < 0.0:
+        if not self.norm_eps >= 0.0:
             raise ValueError(f"norm_eps must not be negative, got {self.norm_eps}.")
-        if self.embedding_std <= 0.0:
+        if not self.embedding_std > 0.0:
             raise ValueError(f"embedding_std must be positive, got {self.embedding_std}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}.")

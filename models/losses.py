@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from models.looped_lm import LoopedLM
 
@@ -30,11 +29,15 @@ class Supervision:
     norm_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        if self.norm_penalty is not None and self.norm_penalty <= 0.0:
+        if self.placement not in ("terminal", "per_loop"):
+            raise ValueError(f"unknown placement '{self.placement}'; known: terminal, per_loop.")
+        if self.norm_penalty is not None and not self.norm_penalty > 0.0:
             raise ValueError(f"norm_penalty must be positive, or None for no penalty; got {self.norm_penalty}.")
 
     def loop_weights(self, num_loops: int) -> tuple[float, ...]:
         """Weights w_1, ..., w_K of the loops' cross-entropies; they sum to 1."""
+        if num_loops < 1:
+            raise ValueError(f"a loss needs at least one loop, got num_loops={num_loops}.")
         if self.placement == "terminal":
             return (0.0,) * (num_loops - 1) + (1.0,)
         return (1.0 / num_loops,) * num_loops
@@ -60,9 +63,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, head: Tensor, targets: Tensor, row_weights: Tensor, chunk_rows: int
+        ctx: Any,
+        features: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        row_weights: Tensor,
+        chunk_rows: int,
+        differentiate: bool,
     ) -> tuple[Tensor, Tensor]:
-        differentiate = any(ctx.needs_input_grad)
         if torch.is_autocast_enabled(features.device.type):
             matmul_dtype = torch.get_autocast_dtype(features.device.type)
         else:
@@ -94,17 +102,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         grad_head.addmm_(grad_logits.T, x_weighted)
                     else:
                         grad_head.add_(grad_logits.T @ x_weighted)
+            total = row_losses @ weights
         ctx.save_for_backward(grad_features, grad_head)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(row_losses)
-        return row_losses @ weights, row_losses
+        return total, row_losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "chunked_cross_entropy is differentiable once: no create_graph=True; use F.cross_entropy."
+            )
         grad_features, grad_head = ctx.saved_tensors
         scale = grad_total.to(grad_features.dtype)
-        return grad_features * scale, (grad_head * grad_total).to(ctx.head_dtype), None, None, None
+        return grad_features * scale, (grad_head * grad_total).to(ctx.head_dtype), None, None, None, None
 
 
 def default_chunk_rows(device: torch.device) -> int:
@@ -132,7 +144,11 @@ def chunked_cross_entropy(
         chunk_rows: rows of logits in memory at a time.
     """
     chunk = default_chunk_rows(features.device) if chunk_rows is None else chunk_rows
-    return _ChunkedCrossEntropy.apply(features, head, targets, row_weights, chunk)
+    if chunk < 1:
+        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
+    # Inside `forward` grad mode is always off, and needs_input_grad ignores it.
+    differentiate = torch.is_grad_enabled() and (features.requires_grad or head.requires_grad)
+    return _ChunkedCrossEntropy.apply(features, head, targets, row_weights, chunk, differentiate)
 
 
 def looped_loss(
@@ -157,12 +173,12 @@ def looped_loss(
     supervised = [k for k, weight in enumerate(weights) if weight != 0.0]
     features = torch.cat([model.readout_features(states[k], is_last=k == num_loops - 1) for k in supervised])
     rows = targets.numel()
-    row_weights = torch.tensor([weights[k] / rows for k in supervised], device=tokens.device)
+    row_weights = torch.tensor([weights[k] / rows for k in supervised], device=tokens.device, dtype=torch.float64)
     total, row_losses = chunked_cross_entropy(
         features.flatten(0, 1),
         model.head_weight,
         targets.flatten().repeat(len(supervised)),
-        row_weights.to(features.dtype).repeat_interleave(rows),
+        row_weights.to(torch.promote_types(features.dtype, torch.float32)).repeat_interleave(rows),
     )
     cross_entropy = torch.full((num_loops,), torch.nan, device=tokens.device, dtype=row_losses.dtype)
     cross_entropy[supervised] = row_losses.view(len(supervised), rows).mean(1)

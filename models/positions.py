@@ -15,13 +15,14 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, base: float = 10_000.0) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_width, 2, dtype=torch.float64) / head_width
-        self.register_buffer("frequencies", base**-exponent, persistent=False)
+        self.head_width = head_width
+        self.base = base
 
     def forward(self, x: Float[Tensor, "batch heads time width"]) -> Float[Tensor, "batch heads time width"]:
-        assert isinstance(self.frequencies, Tensor)
-        time = torch.arange(x.shape[-2], device=x.device, dtype=self.frequencies.dtype)
-        angle = torch.outer(time, self.frequencies)
+        # Angles in float64, and no buffer that a change of the model's dtype would round.
+        channel = torch.arange(0, self.head_width, 2, device=x.device, dtype=torch.float64)
+        time = torch.arange(x.shape[-2], device=x.device, dtype=torch.float64)
+        angle = torch.outer(time, self.base ** (-channel / self.head_width))
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

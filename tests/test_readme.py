@@ -1,0 +1,77 @@
+"""What the README tells people to type works, and what it shows comes from the committed results."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.readme import section
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True) for language, block in BLOCKS if language == "bash" for line in block.splitlines()
+]
+
+
+def scripts(commands):
+    return [command for command in commands if command[0] == "python" and command[1].endswith(".py")]
+
+
+def test_it_opens_with_the_two_commands():
+    assert BLOCKS[0][0] == "bash"
+    assert COMMANDS[:2] == [["make", "run"], ["make", "test"]]
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    named = {command[1] for command in COMMANDS if command[0] == "make"} | set(re.findall(r"`make ([\w-]+)`", README))
+    assert {"run", "test", "notebooks", "sweep"} <= named <= targets
+
+
+@pytest.mark.parametrize("script", sorted({command[1] for command in scripts(COMMANDS)}))
+def test_every_script_starts_from_anywhere(script, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_option_and_variant_parses():
+    import tyro
+
+    from experiments.command import Arguments
+    from experiments.config import TRAINING_PRESETS
+    from experiments.variants import select
+
+    runs = [command[2:] for command in scripts(COMMANDS) if command[1] == "experiments/run.py"]
+    assert len(runs) >= 4
+    for arguments in runs:
+        parsed = tyro.cli(Arguments, args=arguments)
+        assert select(parsed.variant) and parsed.preset in TRAINING_PRESETS
+    with pytest.raises(SystemExit):
+        tyro.cli(Arguments, args=["--variant", "scale_visible", "--no-such-option"])
+
+
+def test_the_python_example_runs_and_prints_what_it_says(capsys):
+    for language, block in BLOCKS:
+        if language == "python":
+            exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "tensor(True)\n"
+
+
+def test_paths_and_tests_named_exist():
+    for path in re.findall(r"`((?:[\w.]+/)+[\w.]*)`", README):
+        if not path.startswith("runs/"):
+            assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(((?!https?:)[^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"), [("cpu", "results/cpu/comparison.md"), ("benchmarks", "results/benchmarks/training.md")]
+)
+def test_tables_are_those_of_the_committed_results(name, stored):
+    assert section(README, name) == (ROOT / stored).read_text(encoding="utf-8").strip("\n")
