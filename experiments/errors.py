@@ -26,6 +26,9 @@ def exit_status(command: Callable[[], None]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"error: the package {error.name} is missing; install it with: pip install -e .[dev]", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # Nobody reads any more (`| head`): stop quietly, and keep the interpreter from flushing into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not th
 
 from experiments.errors import exit_status  # noqa: E402
 
-if __name__ == "__main__":
-    from experiments.command import main
 
+def main() -> None:
+    """Carry out the command line."""
+    from experiments.command import main as command  # here, so that a missing package gets a sentence
+
+    command()
+
+
+if __name__ == "__main__":
     sys.exit(exit_status(main))

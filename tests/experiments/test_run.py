@@ -186,3 +186,12 @@ def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path):
     (out / "layernorm-0" / "summary.json").write_text(json.dumps(other))
     refused = command(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
     assert refused.returncode == 2 and "cannot be compared" in refused.stderr
+
+
+def test_a_missing_package_gets_one_sentence(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['tyro'] = None")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    script = str(ROOT / "experiments" / "run.py")
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == "error: the package tyro is missing; install it with: pip install -e .[dev]\n"
