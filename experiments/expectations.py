@@ -4,6 +4,7 @@ A prediction comes from the variant's definition (degree of its readouts, placem
 never from the run. Between two thresholds nothing is decided: the verdict is `inconclusive`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ BLIND_CHANGE, VISIBLE_CHANGE = 1e-4, 1e-2  # nats a token
 LARGE_NORM_REGIME = 0.1  # growth is predicted for a regime number below this
 NEXT_NORM_SUPPORTED, NEXT_NORM_REFUTED = 0.05, 0.20  # relative error
 TENS = 100.0  # "norms in the tens"
+SETTLED, UNSETTLED = 0.05, 0.20  # relative change of the norm in the last loop
 EXITS_USABLE, EXITS_UNUSABLE = 0.5, 1.0  # nats lost by leaving after loop 1
 
 
@@ -60,6 +62,15 @@ def _final_norm(variant: Variant, validation: Validation) -> Iterator[Row]:
     quantity = "mean L2 norm after each loop"
     if variant.final_norm is None:
         yield Row(quantity=quantity, predicted="none made", observed=observed, verdict="no prediction")
+        return
+    if variant.final_norm == "settles":
+        change = abs(norms[-1] / norms[-2] - 1.0) if len(norms) > 1 else math.nan
+        yield Row(
+            quantity=quantity,
+            predicted=f"settles: last change below {SETTLED:.0%}",
+            observed=observed,
+            verdict=below_or_above(change, SETTLED, UNSETTLED, "below"),
+        )
         return
     expect: Literal["below", "above"] = "below" if variant.final_norm == "tens" else "above"
     yield Row(

@@ -28,8 +28,9 @@ class Variant:
         name: on the command line.
         summary: one line for people.
         readout, supervision, between, embedding_std: what it sets in the model and the loss.
-        final_norm: what the paper predicts of the last loop's mean Euclidean norm: `tens` (the scale is pinned),
-            `grows` (nothing pins it), or None where nobody has made a prediction.
+        final_norm: what is predicted of the last loop's mean Euclidean norm: `tens` (the paper: the scale is pinned),
+            `grows` (the paper: nothing pins it), `settles` (theory P8: the norm between loops bounds it across loops,
+            not its size), or None where nobody has made a prediction.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Variant:
     supervision: Supervision
     between: BetweenConfig = field(default_factory=BetweenConfig)
     embedding_std: float = 1.0
-    final_norm: Literal["tens", "grows"] | None
+    final_norm: Literal["tens", "grows", "settles"] | None
 
     def model_config(self, size: ModelConfig) -> ModelConfig:
         """The size's architecture with this variant's choices."""
@@ -77,7 +78,7 @@ _ALL = (
         readout=RMSNORM,
         supervision=PER_LOOP,
         between=BetweenConfig(kind="rmsnorm"),
-        final_norm="tens",
+        final_norm="settles",
     ),
     Variant(
         name="final_norm",

@@ -62,6 +62,19 @@ def test_final_norm(variant, last, verdict):
     assert verdicts(variant, replace(VALIDATION, l2_norm={"mean": [10.0, 10.0, 10.0, last]}))[NORM] == verdict
 
 
+@pytest.mark.parametrize(
+    ("norms", "verdict"),
+    [
+        ([300.0, 376.0, 376.0, 377.0], "supported"),
+        ([300.0, 376.0, 420.0, 470.0], "inconclusive"),
+        ([300.0, 400.0, 500.0, 900.0], "not supported"),
+        ([300.0], "inconclusive"),
+    ],
+)
+def test_a_norm_between_loops_is_predicted_to_settle(norms, verdict):
+    assert verdicts("scale_removing", replace(VALIDATION, l2_norm={"mean": norms}))[NORM] == verdict
+
+
 def test_a_final_norm_readout_is_blind_at_its_last_loop_only():
     state = replace(STATE, radial_gradient_fraction=[1e-2, 1e-2, 1e-2, 1e-11])
     found = verdicts("final_norm", state=state)
