@@ -22,12 +22,14 @@ sys.path[0] = str(ROOT)  # the repository, not this folder
 import torch  # noqa: E402
 
 from benchmarks.sides import SIDES, batches, make_step  # noqa: E402
+from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.files import atomic_path, write_json  # noqa: E402
 from experiments.readme import replace_section  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 
 WARM_UP = 3
+PRESET = TRAINING_PRESETS["cpu"]
 
 
 def spread(ratios: list[float]) -> dict[str, float]:
@@ -40,9 +42,12 @@ def speed(rounds: int) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     results = {}
     for readout in ("rmsnorm", "raw"):
-        steps = {side: make_step(side, "cpu", readout) for side in SIDES}
+        steps = {
+            "plain": make_step("plain", "cpu", readout),
+            "ours": make_step("ours", "cpu", readout, micro_batches=PRESET.micro_batches),
+        }
         ratios, differences = [], []
-        source = batches("cpu", 16)
+        source = batches("cpu", PRESET.batch_size)
         for index in range(WARM_UP + rounds):
             batch = next(source)
             order = SIDES if index % 2 else SIDES[::-1]
@@ -78,8 +83,8 @@ def start(rounds: int, steps: int = 40) -> dict[str, Any]:
 
 
 MEMORY_CASES = {
-    "cpu preset": ("cpu", "16", [("ours", "1", ""), ("ours", "4", "")]),
-    "44m, batch 4": ("44m", "4", [("ours", "1", "recompute"), ("ours", "4", "recompute")]),
+    "cpu preset": ("cpu", str(PRESET.batch_size), [("1", ""), (str(PRESET.micro_batches), ""), ("4", "")]),
+    "44m, batch 4": ("44m", "4", [("1", ""), ("1", "recompute"), ("4", "recompute")]),
 }
 
 
@@ -88,8 +93,8 @@ def memory() -> dict[str, Any]:
     results = {}
     for name, (preset, batch, cases) in MEMORY_CASES.items():
         plain = _child("memory", "plain", preset, batch, "1", "")["bytes"]
-        for side, micro, recompute in cases:
-            ours = _child("memory", side, preset, batch, micro, recompute)["bytes"]
+        for micro, recompute in cases:
+            ours = _child("memory", "ours", preset, batch, micro, recompute)["bytes"]
             label = f"{name}, {micro} micro-batch(es){', recompute' if recompute else ''}"
             results[label] = {"plain_mb": plain / 1e6, "ours_mb": ours / 1e6, "ratio": ours / plain}
             print(f"memory, {label}: {results[label]}", flush=True)
@@ -103,8 +108,9 @@ def _child(*arguments: str) -> dict[str, float]:
 
 def _first_steps(side: str, readout: str, steps: str, flush: str) -> dict[str, float]:
     torch.set_flush_denormal(flush == "flush")
-    step = make_step(side, "cpu", readout)
-    source = batches("cpu", 16)
+    micro_batches = PRESET.micro_batches if side == "ours" else 1
+    step = make_step(side, "cpu", readout, micro_batches=micro_batches)
+    source = batches("cpu", PRESET.batch_size)
     began = time.perf_counter()
     for _ in range(int(steps)):
         step(*next(source))
