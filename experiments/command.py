@@ -1,6 +1,8 @@
 """The command behind `experiments/run.py`: options in, runs out, tables on the screen."""
 
+import importlib.util
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +14,7 @@ from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, reso
 from experiments.corpus import CorpusConfig, TokenCorpus, default_cache, prepare
 from experiments.errors import UsageError
 from experiments.experiment import run
-from experiments.tables import markdown
+from experiments.tables import markdown, rows_as_markdown
 from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS, nearest_first, select
 from models import PRESETS
@@ -48,7 +50,7 @@ class Arguments:
     vocab_size: int | None = None
     """Token ids of the word tokeniser; the preset's when not given (cpu 2000, 44m and above 20000)."""
     cache: Path = field(default_factory=default_cache)
-    """Folder for prepared tokens, the only thing touched outside OUT."""
+    """Folder for prepared tokens, the only thing touched outside OUT (but hf: uses the Hugging Face cache, too)."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     compile: bool = False
@@ -81,8 +83,8 @@ def main() -> None:
         compile=arguments.compile,
         checkpoint_every=_at_least_1("checkpoint-every", arguments.checkpoint_every),
     )
-    if min(arguments.seeds, default=-1) < 0:
-        raise UsageError(f"--seeds must not be negative, and there must be at least one; got {arguments.seeds}.")
+    _require_seeds(arguments.seeds)
+    _require_packages()
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
     if arguments.loops is not None:
@@ -93,6 +95,8 @@ def main() -> None:
         tokeniser=arguments.tokeniser,
         vocab_size=size.vocab_size if arguments.vocab_size is None else arguments.vocab_size,
     )
+    # matplotlib keeps a cache of fonts; it belongs with ours, unless the user has said where.
+    os.environ.setdefault("MPLCONFIGDIR", str(arguments.cache / "matplotlib"))
     tokens = prepare(corpus_config, arguments.cache, min_tokens=size.context + 1)
     print(_describe_corpus(tokens))
     _make_arithmetic_repeatable(execution.device)
@@ -112,8 +116,9 @@ def main() -> None:
     if len(summaries) > 1:
         from experiments.comparison import compare
 
-        print(f"\n# Comparison ({arguments.out / 'comparison'})\n")
-        print(compare(summaries, arguments.out / "comparison"))
+        folder = arguments.out / ("comparison" if arguments.variant == "all" else f"comparison-{arguments.variant}")
+        print(f"\n# Comparison ({folder})\n")
+        print(compare(summaries, folder))
 
 
 def _run_and_print(
@@ -122,8 +127,10 @@ def _run_and_print(
     num_loops = config.model.num_loops if arguments.loops is None else arguments.loops
     print(f"\n# {config.name}: {VARIANTS[config.variant].summary}\n", flush=True)
     summary = run(config, tokens, arguments.out, execution, num_loops=num_loops, resume=arguments.resume)
-    columns = ["quantity", "predicted", "observed", "verdict"]
-    print(markdown([c.capitalize() for c in columns], [[row[c] for c in columns] for row in summary["table"]]))
+    print(rows_as_markdown(summary["table"]))
+    if summary["validation_at_num_loops"] is not None:
+        print(f"\nNot judged, {num_loops} loops (trained with {config.model.num_loops}):\n")
+        print(_by_loop(summary["validation_at_num_loops"]))
     print(
         f"\nvalidation perplexity {math.exp(summary['validation']['cross_entropy'][-1]):.1f}, "
         f"{summary['training']['tokens_per_second']:,.0f} tokens/s in training; "
@@ -131,6 +138,25 @@ def _run_and_print(
         flush=True,
     )
     return summary
+
+
+def _by_loop(validation: dict[str, Any]) -> str:
+    columns = zip(validation["cross_entropy"], validation["l2_norm"]["mean"], strict=True)
+    rows = [[str(k), f"{loss:.4f}", f"{norm:.4g}"] for k, (loss, norm) in enumerate(columns, 1)]
+    return markdown(["loop", "cross-entropy", "mean L2 norm"], rows)
+
+
+def _require_seeds(seeds: tuple[int, ...]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+        given = " ".join(map(str, seeds)) or "none"
+        raise UsageError(f"--seeds must be different whole numbers from 0 to 2^63 - 1, at least one; got {given}.")
+
+
+def _require_packages() -> None:
+    """Find out now, not after an hour of training, that a figure cannot be drawn."""
+    for name in ("matplotlib", "pandas", "scipy", "seaborn"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
 def _training(arguments: Arguments) -> TrainingConfig:

@@ -1,9 +1,10 @@
 """Variants side by side over seeds, with intervals, and the claims that only a comparison can test."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from scipy import stats
@@ -12,12 +13,70 @@ from experiments.errors import UsageError
 from experiments.expectations import Row, Verdict, as_dicts
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
-from experiments.tables import markdown
-from experiments.variants import VARIANTS
+from experiments.tables import markdown, rows_as_markdown
+from experiments.variants import VARIANTS, visible_partner
 
-REFERENCE = "scale_visible"
-BLIND = "scale_invariant"
-MINIMUM_RATIO = 5.0
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A claim about the last loop's mean norm: a product of variants' norms to given powers, seed by seed.
+
+    Attributes:
+        text: what it is, in words.
+        powers: variant to exponent; a ratio has +1 and -1.
+        side: where the claim puts it, seen from `bound`; None where nobody has made a prediction.
+        note: anything a reader must know of the prediction.
+    """
+
+    text: str
+    powers: Mapping[str, int]
+    bound: float = 1.0
+    side: Literal["above", "below"] | None = None
+    note: str = ""
+
+
+def _ratio(
+    numerator: str, denominator: str, *, side: Literal["above", "below"], bound: float = 1.0, note: str = ""
+) -> Contrast:
+    powers = {numerator: 1, denominator: -1}
+    return Contrast(text=f"{numerator} / {denominator}", powers=powers, side=side, bound=bound, note=note)
+
+
+CONTRASTS = (
+    _ratio("scale_invariant", "scale_visible", side="above", bound=5.0),
+    _ratio("terminal_scale_invariant", "terminal_scale_visible", side="above", bound=5.0),
+    _ratio("untied_scale_invariant", "untied_scale_visible", side="above", note=" (blindness without the tied head)"),
+    _ratio(
+        "small_init_scale_invariant", "small_init_scale_visible", side="above", note=" (without N(0, 1) embeddings)"
+    ),
+    Contrast(
+        text="the first ratio, tied over untied head",
+        powers={
+            "scale_invariant": 1,
+            "scale_visible": -1,
+            "untied_scale_invariant": -1,
+            "untied_scale_visible": 1,
+        },
+    ),
+    Contrast(
+        text="the first ratio, N(0, 1) over small embeddings",
+        powers={
+            "scale_invariant": 1,
+            "scale_visible": -1,
+            "small_init_scale_invariant": -1,
+            "small_init_scale_visible": 1,
+        },
+    ),
+    _ratio("norm_penalty", "scale_invariant", side="below"),
+    _ratio("scale_removing", "scale_invariant", side="below"),
+    Contrast(
+        text="scale_removing",
+        powers={"scale_removing": 1},
+        side="below",
+        bound=100.0,
+        note=" (withdrawn after seed 0 was seen, LOG.md)",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +139,17 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
 def _require_comparable(summaries: list[dict[str, Any]]) -> None:
     def shared(summary: dict[str, Any]) -> tuple[Any, ...]:
         config = summary["config"]
-        return config["preset"], config["training"], config["corpus_key"], summary["num_loops"]
+        return config["preset"], config["training"], config["corpus_key"], config["model"]["num_loops"]
 
     first = summaries[0]
     for other in summaries:
         if shared(other) != shared(first):
             raise UsageError(
-                f"{first['run']} and {other['run']} differ in preset, training, data or evaluated loops and cannot be "
+                f"{first['run']} and {other['run']} differ in preset, training, data or loops and cannot be "
                 "compared; put runs of one kind into one folder."
             )
+    if len({summary["run"] for summary in summaries}) < len(summaries):
+        raise UsageError("a run was given twice; seeds must differ, or their interval means nothing.")
 
 
 def _rows_by_loop(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -116,86 +177,90 @@ def _final_norms(by_loop: pd.DataFrame) -> dict[str, dict[int, float]]:
 
 
 def _claims(norms: dict[str, dict[int, float]]) -> list[Row]:
-    tests = [
-        (BLIND, REFERENCE, MINIMUM_RATIO, "above"),
-        ("norm_penalty", BLIND, 1.0, "below"),
-        ("scale_removing", BLIND, 1.0, "below"),
-    ]
-    return [
-        _ratio_claim(norms, above, below, bound, side)
-        for above, below, bound, side in tests
-        if above in norms and below in norms and norms[above].keys() & norms[below].keys()
-    ]
+    rows = []
+    for contrast in CONTRASTS:
+        seeds = sorted(set.intersection(*(set(norms.get(variant, {})) for variant in contrast.powers)))
+        if seeds:
+            values = [math.prod(norms[v][seed] ** power for v, power in contrast.powers.items()) for seed in seeds]
+            rows.append(_judge(contrast, values))
+    return rows
 
 
-def _ratio_claim(norms: dict[str, dict[int, float]], numerator: str, denominator: str, bound: float, side: str) -> Row:
-    """Supported when the ratio lies on the predicted side for every seed and so does its interval, if it has one."""
-    seeds = sorted(norms[numerator].keys() & norms[denominator].keys())
-    ratios = [norms[numerator][seed] / norms[denominator][seed] for seed in seeds]
-    interval = geometric_interval(ratios)
-    extremes = [*ratios, *(edge for edge in (interval.low, interval.high) if edge is not None)]
-    verdict: Verdict = "inconclusive"
-    if min(extremes) > bound:
-        verdict = "supported" if side == "above" else "not supported"
-    elif max(extremes) < bound:
-        verdict = "supported" if side == "below" else "not supported"
+def _judge(contrast: Contrast, values: list[float]) -> Row:
+    """Supported, or not, when every seed and both ends of the interval lie on one side; one seed decides nothing."""
+    interval = geometric_interval(values)
+    verdict: Verdict = "inconclusive" if contrast.side else "no prediction"
+    if contrast.side and interval.low is not None and interval.high is not None:
+        if min(interval.low, *values) > contrast.bound:
+            verdict = "supported" if contrast.side == "above" else "not supported"
+        elif max(interval.high, *values) < contrast.bound:
+            verdict = "supported" if contrast.side == "below" else "not supported"
     return Row(
-        quantity=f"final norm, {numerator} / {denominator}, same seed",
-        predicted=f"{side} {bound:g}",
-        observed=f"{interval.text(3)} over {len(seeds)} seed{'s' * (len(seeds) > 1)}",
+        quantity=f"final norm: {contrast.text}",
+        basis="empirical",
+        predicted=f"{contrast.side} {contrast.bound:g}{contrast.note}" if contrast.side else "none made",
+        observed=f"{interval.text(3)} over {len(values)} seed{'s' * (len(values) > 1)}",
         verdict=verdict,
     )
 
 
 def _markdown(summaries: list[dict[str, Any]], by_loop: pd.DataFrame, claims: list[Row]) -> str:
     last = by_loop["loop"].max()
-    reference = _final_norms(by_loop).get(REFERENCE, {})
+    norms = _final_norms(by_loop)
     rows = []
-    for variant, group in by_loop.groupby("variant", sort=False):
+    for name, group in by_loop.groupby("variant", sort=False):
+        variant = str(name)
         end = group[group["loop"] == last]
-        ratios = [
-            norm / reference[seed] for seed, norm in zip(end["seed"], end["l2_norm"], strict=True) if seed in reference
-        ]
+        partner = norms.get(visible_partner(variant), {})
+        ratios = [norm / partner[seed] for seed, norm in norms[variant].items() if seed in partner]
+        fractions = end["radial_gradient_fraction"].dropna().tolist()
         rows.append(
             [
-                str(variant),
+                variant,
                 str(len(end)),
                 geometric_interval(end["l2_norm"].tolist()).text(3),
-                geometric_interval(ratios).text(3) if ratios else "",
+                geometric_interval(ratios).text(3) if ratios and variant != visible_partner(variant) else "",
                 t_interval(group[group["loop"] == 1]["cross_entropy"].tolist()).text(4),
                 t_interval(end["cross_entropy"].tolist()).text(4),
-                geometric_interval(end["radial_gradient_fraction"].tolist()).text(1),
+                geometric_interval(fractions).text(1) if fractions else "",
             ]
         )
     header = [
         "variant",
         "seeds",
         f"L2 norm, loop {last}",
-        f"/ {REFERENCE}",
+        "/ its raw partner",
         "CE, loop 1",
         f"CE, loop {last}",
         f"radial fraction, loop {last}",
     ]
     parts = [markdown(header, rows)]
     if claims:
-        columns = ["quantity", "predicted", "observed", "verdict"]
-        parts.append(markdown(columns, [[row[c] for c in columns] for row in as_dicts(claims)]))
+        parts.append(rows_as_markdown(as_dicts(claims)))
     parts.append(_provenance(summaries))
     return "\n\n".join(parts)
 
 
 def _provenance(summaries: list[dict[str, Any]]) -> str:
     first = summaries[0]
-    environment, training, corpus = first["environment"], first["config"]["training"], first["corpus"]
-    seeds = sorted({summary["seed"] for summary in summaries})
-    dates = sorted(summary["environment"]["date"][:10] for summary in summaries)
+    training, corpus = first["config"]["training"], first["corpus"]
+    sessions = [session for summary in summaries for session in summary["sessions"]]
+
+    def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
+        return ", ".join(sorted({describe(session) for session in sessions}))
+
+    dates = sorted(session["date"][:10] for session in sessions)
     return (
-        "Intervals: 95 %, Student t over seeds (of the logarithm for norms, ratios and fractions); none with one "
-        "seed. "
+        "Intervals: 95 % each, Student t over seeds (of the logarithm for norms, ratios and fractions); none with one "
+        "seed. The raw partner is the variant with a raw readout and the same head, initialisation and loss placement, "
+        "same seed. "
         f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens. "
-        f"Preset {first['config']['preset']} ({first['parameters']:,} parameters), {training['steps']} steps of "
-        f"{training['batch_size']} x {first['config']['model']['context']} tokens, learning rate "
-        f"{training['learning_rate']:g}, seeds {', '.join(map(str, seeds))}. {corpus['note']} Made "
-        f"{dates[0]} to {dates[-1]} on {environment['processor']}, {environment['torch_threads']} threads, Python "
-        f"{environment['python']}, torch {environment['packages']['torch']}."
+        f"Preset {first['config']['preset']} ({first['parameters']:,} parameters in {first['variant']}), "
+        f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
+        f"learning rate {training['learning_rate']:g}, seeds "
+        f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
+        f"Made {dates[0]} to {dates[-1]} on {all_of(lambda s: s['processor'])}, "
+        f"{all_of(lambda s: str(s['torch_threads']))} thread(s), Python {all_of(lambda s: s['python'])}, torch "
+        f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
+        f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
     )

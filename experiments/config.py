@@ -1,5 +1,6 @@
 """The resolved configuration of one run: everything that decides its result, and nothing else."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ class TrainingConfig:
         warmup_steps: steps of linear warm-up.
         weight_decay: AdamW's, on every parameter (the paper).
         clip_norm: global gradient-norm clip.
-        recompute: recompute activations in the backward pass; less memory, about a fifth slower.
+        recompute: recompute activations in the backward pass; less memory, slower.
     """
 
     steps: int
@@ -40,10 +41,15 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches={self.micro_batches} must divide batch_size={self.batch_size}.")
-        if self.learning_rate <= 0.0 or self.clip_norm <= 0.0:
-            raise ValueError("learning_rate and clip_norm must be positive.")
-        if self.warmup_steps < 0 or self.weight_decay < 0.0:
-            raise ValueError("warmup_steps and weight_decay must not be negative.")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}.")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(
+                f"warmup_steps must not be negative and must be fewer than steps, got {self.warmup_steps}."
+            )
 
 
 TRAINING_PRESETS: dict[str, TrainingConfig] = {
@@ -91,9 +97,12 @@ class RunConfig:
         model = dict(values["model"])
         model["readout"] = ReadoutConfig(**model["readout"])
         model["between"] = BetweenConfig(**model["between"])
+        supervision = dict(values["supervision"])
+        if supervision["weights"] is not None:
+            supervision["weights"] = tuple(supervision["weights"])  # JSON knows lists only
         nested = {
             "model": ModelConfig(**model),
-            "supervision": Supervision(**values["supervision"]),
+            "supervision": Supervision(**supervision),
             "training": TrainingConfig(**values["training"]),
             "corpus": CorpusConfig(**values["corpus"]),
         }

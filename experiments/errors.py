@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
+OURS = ("experiments", "models", "theory", "loopsight", "benchmarks")
+INSTALL = 'pip install -e ".[dev]"'
+
 
 class UsageError(Exception):
     """The request itself was wrong (unknown variant, unreadable path): exit status 2."""
@@ -27,16 +30,18 @@ def exit_status(command: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: the package {error.name} is missing; install it with: pip install -e .[dev]", file=sys.stderr)
+        if (error.name or "").partition(".")[0] in OURS:
+            raise
+        print(f"error: the package {error.name} is missing; install it with: {INSTALL}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Nobody reads any more (`| head`): stop quietly, and keep the interpreter from flushing into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print(
-            "error: interrupted before anything was worth saving; run the same command again.",
-            file=sys.stderr,
-        )
+        print("error: interrupted; run the same command with --resume to go on from what is saved.", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; check the path, its permissions and the free space.", file=sys.stderr)
         return 1
     return 0

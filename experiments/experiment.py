@@ -11,10 +11,10 @@ from experiments.corpus import TokenCorpus
 from experiments.environment import describe
 from experiments.errors import RunError, UsageError
 from experiments.expectations import as_dicts, table
-from experiments.files import write_json
+from experiments.files import exclusive, write_json
 from experiments.measure.state import measure_state
 from experiments.measure.validation import held_out_windows, validate
-from experiments.runs import CONFIG, SUMMARY, read_config, read_summary, write_config
+from experiments.runs import CONFIG, SESSIONS, SUMMARY, read_config, read_sessions, read_summary, write_config
 from experiments.training.metrics import read_metrics
 from experiments.training.trainer import Execution, train
 from experiments.variants import VARIANTS
@@ -35,59 +35,72 @@ def run(
         corpus: its tokens.
         out: parent of the run's folder.
         execution: how to run it.
-        num_loops: loops to evaluate with.
+        num_loops: loops to evaluate with, beside the trained number.
         resume: go on with a folder that exists already; finished runs are returned as they are.
 
     Raises:
-        UsageError: the folder exists and `resume` is off, or holds another configuration.
-        RunError: training failed or was interrupted.
+        UsageError: the folder exists and `resume` is off, holds another configuration, or is in use.
+        RunError: training failed or was interrupted, or the folder is damaged.
     """
     folder = out / config.name
-    _claim_folder(folder, config, resume=resume)
-    finished = read_summary(folder)
-    if finished is not None and finished["num_loops"] == num_loops:
-        return finished
-    write_json(folder / "environment.json", describe(execution.device))
-    write_json(folder / "corpus.json", corpus.record)
-    model = train(config, corpus.train, folder, execution)
-    summary = _summarise(config, corpus, model, folder, execution, num_loops)
-    from experiments.figures import (
-        draw_run,
-    )  # matplotlib takes seconds to import; only a finished run needs it
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder} ({error}); choose another --out.") from error
+    with exclusive(folder) as ours:
+        if not ours:
+            raise UsageError(f"another process is working in {folder}; wait for it, or choose another --out.")
+        _claim_folder(folder, config, resume=resume)
+        finished = read_summary(folder)
+        if finished is not None and finished["num_loops"] == num_loops:
+            return finished
+        write_json(folder / SESSIONS, [*read_sessions(folder), describe(execution.device)])
+        write_json(folder / "corpus.json", corpus.record)
+        model = train(config, corpus.train, folder, execution)
+        summary = _summarise(config, corpus, model, folder, num_loops)
+        from experiments.figures import draw_run  # matplotlib takes seconds to import; only a finished run needs it
 
-    draw_run(folder, summary, read_metrics(folder / "metrics.jsonl"))
-    write_json(folder / SUMMARY, summary)
+        draw_run(folder, summary, read_metrics(folder / "metrics.jsonl"))
+        write_json(folder / SUMMARY, summary)
     return summary
 
 
 def _claim_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
     if not (folder / CONFIG).exists():
-        if folder.exists() and any(folder.iterdir()):
+        if any(folder.iterdir()):
             raise UsageError(f"{folder} exists and is not the folder of a run; choose another --out.")
         write_config(folder, config)
         return
     if not resume:
         raise UsageError(f"{folder} exists; add --resume to go on with it, choose another --out, or delete it.")
-    if read_config(folder) != config:
-        raise UsageError(
-            f"{folder} holds a run of another configuration (see its {CONFIG}); choose another --out, or delete it."
-        )
+    other = read_config(folder)
+    if other != config:
+        differing = sorted(_flat(config.to_dict()) ^ _flat(other.to_dict()))
+        names = ", ".join(dict.fromkeys(name for name, _ in differing))
+        raise UsageError(f"{folder} holds a run that differs in {names}; choose another --out, or delete it.")
 
 
-def _summarise(
-    config: RunConfig,
-    corpus: TokenCorpus,
-    model: LoopedLM,
-    folder: Path,
-    execution: Execution,
-    num_loops: int,
-) -> dict[str, Any]:
+def _flat(values: dict[str, Any], prefix: str = "") -> set[tuple[str, str]]:
+    flat: set[tuple[str, str]] = set()
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat.add((prefix + name, repr(value)))
+    return flat
+
+
+def _summarise(config: RunConfig, corpus: TokenCorpus, model: LoopedLM, folder: Path, num_loops: int) -> dict[str, Any]:
     model.eval()
+    trained_loops = config.model.num_loops
     windows = held_out_windows(corpus.validation, config.model.context, VALIDATION_WINDOWS)
-    validation = validate(model, windows, num_loops=num_loops, batch_size=EVALUATION_BATCH)
-    state = measure_state(model, windows[:STATE_WINDOWS, : STATE_TOKENS + 1], num_loops=num_loops)
+    validation = validate(model, windows, num_loops=trained_loops, batch_size=EVALUATION_BATCH)
     if not all(map(math.isfinite, validation.cross_entropy)):
         raise RunError(f"the trained model of {config.name} gives NaN or infinite losses; try a lower --learning-rate.")
+    state = measure_state(model, windows[:STATE_WINDOWS, : STATE_TOKENS + 1], num_loops=trained_loops)
+    other_loops = None
+    if num_loops != trained_loops:
+        other_loops = asdict(validate(model, windows, num_loops=num_loops, batch_size=EVALUATION_BATCH))
     return {
         "run": config.name,
         "variant": config.variant,
@@ -95,16 +108,20 @@ def _summarise(
         "num_loops": num_loops,
         "parameters": model.num_parameters(),
         "config": config.to_dict(),
-        "environment": describe(execution.device),
+        "sessions": read_sessions(folder),
         "corpus": {key: value for key, value in corpus.record.items() if key != "files"},
-        "training": _training_summary(config, read_metrics(folder / "metrics.jsonl")),
+        "training": _training_summary(config, folder),
         "validation": asdict(validation),
+        "validation_at_num_loops": other_loops,
         "state": asdict(state),
         "table": as_dicts(table(VARIANTS[config.variant], config.model, validation, state)),
     }
 
 
-def _training_summary(config: RunConfig, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def _training_summary(config: RunConfig, folder: Path) -> dict[str, Any]:
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if not metrics or metrics[-1]["step"] != config.training.steps:
+        raise RunError(f"{folder / 'metrics.jsonl'} lacks the end of training; delete {folder} to train it again.")
     tokens_per_step = config.training.batch_size * config.model.context
     steps = [record["step"] for record in metrics]
     rates = [record["tokens_per_second"] for record in metrics]

@@ -31,3 +31,26 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[bool]:
+    """Hold a lock on an existing folder; yields False, without waiting, if another process holds it.
+
+    The lock ends with the process, however it ends. Without `fcntl` (Windows) nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+        return
+    else:
+        yield True
+    finally:
+        os.close(handle)

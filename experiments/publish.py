@@ -6,6 +6,7 @@ python experiments/publish.py runs/sweep results/cpu
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
@@ -33,10 +34,15 @@ def main() -> None:
     if not summaries:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
     text = compare(summaries, arguments.results)
-    write_json(arguments.results / "environment.json", [summary["environment"] for summary in summaries])
+    write_json(arguments.results / "runs.json", [_record(summary) for summary in summaries])
     root = Path(__file__).resolve().parents[1]
     replace_section(arguments.readme or root / "README.md", arguments.results.name, text)
     print(text)
+
+
+def _record(summary: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a run: all of its summary but the configuration that every run shares."""
+    return {key: summary[key] for key in ("run", "sessions", "training", "validation", "state", "table")}
 
 
 if __name__ == "__main__":

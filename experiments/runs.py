@@ -12,6 +12,8 @@ from models import LoopedLM
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
+SESSIONS = "environment.json"
+SUMMARY_KEYS = {"run", "variant", "seed", "num_loops", "config", "sessions", "training", "validation", "state", "table"}
 FACTORY = "experiments.runs:load_model"
 
 
@@ -33,8 +35,23 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
-    return _read(folder / SUMMARY) if (folder / SUMMARY).exists() else None
+    """The summary of a finished run, or None.
+
+    Raises:
+        RunError: the summary is damaged or of another version.
+    """
+    path = folder / SUMMARY
+    if not path.exists():
+        return None
+    summary = _read(path)
+    if not isinstance(summary, dict) or not summary.keys() >= SUMMARY_KEYS:
+        raise RunError(f"{path} is of another version; delete it, and --resume evaluates the checkpoint again.")
+    return summary
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """One description of software and machine for every process that worked on the run."""
+    return _read(folder / SESSIONS) if (folder / SESSIONS).exists() else []
 
 
 def finished_summaries(out: Path) -> tuple[list[dict[str, Any]], list[str]]:

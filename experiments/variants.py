@@ -150,6 +150,12 @@ _ALL = (
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
+def visible_partner(name: str) -> str:
+    """The variant with a raw readout and the same head, initialisation and loss placement."""
+    prefixes = [prefix for prefix in ("terminal_", "untied_", "small_init_") if name.startswith(prefix)]
+    return "".join(prefixes) + "scale_visible"
+
+
 def select(name: str) -> list[Variant]:
     """The variants a command names: one, or `all`.
 

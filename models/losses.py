@@ -2,10 +2,11 @@
 
 `chunked_cross_entropy` makes logits for a few hundred rows at a time and keeps only their gradients, the idea of
 fused linear cross-entropy (Wijmans et al., arXiv 2411.09009; `torch.nn.functional.linear_cross_entropy`). It is our
-own because torch's version begins with 2.13, is slower on CPU (see benchmarks/), and returns a silent zero under
-forward-mode differentiation, where this one raises. Use it to train; measure with plain cross-entropy.
+own because torch's version begins with 2.13 and returns a silent zero under forward-mode differentiation, where this
+one raises. Use it to train; measure with plain cross-entropy.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,23 +22,31 @@ class Supervision:
     """Where the loss is placed.
 
     Attributes:
-        placement: `terminal` supervises the last loop only; `per_loop` all loops alike, averaged.
+        placement: `terminal` supervises the last loop only; `per_loop` every loop.
+        weights: of the loops, for `per_loop` only; averaged alike when not given.
         norm_penalty: coefficient of the mean over loops 1..K and tokens of mean(h_k^2); None for no penalty.
     """
 
     placement: Literal["terminal", "per_loop"] = "per_loop"
+    weights: tuple[float, ...] | None = None
     norm_penalty: float | None = None
 
     def __post_init__(self) -> None:
         if self.placement not in ("terminal", "per_loop"):
             raise ValueError(f"unknown placement '{self.placement}'; known: terminal, per_loop.")
+        if self.weights is not None and (self.placement != "per_loop" or not all(map(math.isfinite, self.weights))):
+            raise ValueError(f"weights belong to the placement 'per_loop' and must be finite, got {self}.")
         if self.norm_penalty is not None and not self.norm_penalty > 0.0:
             raise ValueError(f"norm_penalty must be positive, or None for no penalty; got {self.norm_penalty}.")
 
     def loop_weights(self, num_loops: int) -> tuple[float, ...]:
-        """Weights w_1, ..., w_K of the loops' cross-entropies; they sum to 1."""
+        """Weights w_1, ..., w_K of the loops' cross-entropies; they sum to 1 unless given otherwise."""
         if num_loops < 1:
             raise ValueError(f"a loss needs at least one loop, got num_loops={num_loops}.")
+        if self.weights is not None:
+            if len(self.weights) != num_loops:
+                raise ValueError(f"{len(self.weights)} weights were given for {num_loops} loops.")
+            return self.weights
         if self.placement == "terminal":
             return (0.0,) * (num_loops - 1) + (1.0,)
         return (1.0 / num_loops,) * num_loops

@@ -65,7 +65,7 @@ def _load(data: str, name: str, config: str | None) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UsageError(f'{data!r} needs the datasets library; pip install "loopsight[hub]".') from error
+        raise UsageError(f'{data!r} needs the datasets library; pip install -e ".[hub]".') from error
     try:
         return datasets.load_dataset(name, config)
     except Exception as error:  # the library has no common base class, and lets those of its parts through

@@ -37,16 +37,26 @@ class Checkpoint:
         return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
 
 
-def capture(model: nn.Module, optimiser: torch.optim.Optimizer, step: int, config: dict[str, Any]) -> Checkpoint:
-    """Everything that decides the rest of the run."""
+def random_state() -> dict[str, Tensor]:
+    """State of torch's generators."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+def capture(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    config: dict[str, Any],
+    random: dict[str, Tensor],
+) -> Checkpoint:
+    """Everything that decides the rest of the run; `random` is the `random_state` before step `step` draws."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimiser.state.items():
         for key, value in state.items():
             tensors[f"optimiser.{names[parameter]}.{key}"] = value
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"random.{name}": state for name, state in random.items()}
     return Checkpoint(step=step, config=config, tensors={n: t.detach().cpu() for n, t in tensors.items()})
 
 
@@ -91,7 +101,7 @@ def load(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise RunError(f"cannot read the checkpoint {path} ({error}); {remedy}.") from error
-    if header["sha256"] != _digest(tensors):
+    if header.get("sha256") != _digest(tensors):
         raise RunError(f"the checkpoint {path} is damaged (its digest does not match its tensors); {remedy}.")
     return Checkpoint(step=int(header["step"]), config=json.loads(header["config"]), tensors=tensors)
 

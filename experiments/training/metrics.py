@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from experiments.errors import RunError
 from experiments.files import atomic_path
 
 
@@ -44,7 +45,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); delete the run's folder to train it again.") from error
 
 
 def _scalars(key: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,12 +72,14 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
     )
     if execution.compile:
         model.step = torch.compile(model.step)  # type: ignore[method-assign]
-    log = MetricsLog(folder, done)
+    metrics = MetricsLog(folder, done)
     model.train()
     try:
-        _optimise(config, model, optimiser, windows, log, folder / CHECKPOINT, execution, done)
+        _optimise(config, model, optimiser, windows, metrics, folder / CHECKPOINT, execution, done)
     finally:
-        log.close()
+        metrics.close()
+        # The compiled step is bound to this model in this dtype: a copy made to measure in float64 must not carry it.
+        vars(model).pop("step", None)
     return model
 
 
@@ -95,7 +98,7 @@ def _optimise(
     model: LoopedLM,
     optimiser: torch.optim.Optimizer,
     windows: Windows,
-    log: MetricsLog,
+    metrics: MetricsLog,
     path: Path,
     execution: Execution,
     done: int,
@@ -104,46 +107,56 @@ def _optimise(
     finite = torch.ones((), dtype=torch.bool, device=execution.device)
     timer = _Timer()
     step = done
-    bar = tqdm(initial=done, total=last, desc=config.name, unit="step", disable=not sys.stderr.isatty())
+    terminal = sys.stderr.isatty()
+    bar = tqdm(initial=done, total=last, desc=config.name, unit="step", disable=not terminal)
     with bar, deferred_interrupt() as interrupted:
-        while step < last:
+        while True:
+            # The gradient of step `step` is taken before what steps 1..step made is saved: a state is kept only
+            # once a loss has been seen to be finite there.
+            random = checkpoints.random_state()
             inputs, targets = windows.batch(step)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, config.training)
-            loss, gradient_norm = _step(config, model, optimiser, inputs, targets)
+            loss, gradient_norm = _gradients(config, model, inputs, targets)
             # Accumulated on the device and looked at now and then: a GPU need not wait at every step.
             finite &= torch.isfinite(loss.total) & torch.isfinite(gradient_norm)
+            stop = step == last or interrupted.is_set()
+            save = step > done and (stop or step % execution.checkpoint_every == 0)
+            log = step < last and ((step + 1) % execution.log_every == 0 or step + 1 == last)
+            if (save or log or stop) and not finite:
+                raise RunError(_diverged(config, step, path))
+            if save:
+                checkpoints.save(checkpoints.capture(model, optimiser, step, config.to_dict(), random), path)
+                if not terminal:
+                    print(f"{config.name}: step {step} of {last}, loss {loss.total.item():.3f}", file=sys.stderr)
+            if stop:
+                break
+            _update(config, model, optimiser, step)
             step += 1
             timer.tokens += targets.numel()
             bar.update()
-            at_log = step % execution.log_every == 0 or step == last
-            at_save = step % execution.checkpoint_every == 0 or step == last or interrupted.is_set()
-            if (at_log or at_save) and not finite:
-                raise RunError(_diverged(config, step, path))
-            if at_log:
+            if log:
                 record = _record(step, loss, gradient_norm, timer.rate())
-                log.write(record)
-                bar.set_postfix(loss=f"{loss.total.item():.3f}", norm=f"{loss.mean_l2_norm[-1].item():.3g}")
-            if at_save:
-                checkpoints.save(checkpoints.capture(model, optimiser, step, config.to_dict()), path)
-            if interrupted.is_set() and step < last:
-                raise RunError(
-                    f"interrupted at step {step} of {last} of {config.name}, which is saved; "
-                    "run the same command with --resume to go on."
-                )
+                metrics.write(record)
+                rate, norm = record["tokens_per_second"], loss.mean_l2_norm[-1].item()
+                bar.set_postfix_str(f"loss {loss.total.item():.3f}, norm {norm:.3g}, {rate:,.0f} tokens/s")
+        if interrupted.is_set():
+            where = "is saved" if path.exists() else "had nothing to save"
+            raise RunError(
+                f"interrupted at step {step} of {last} of {config.name}, which {where}; "
+                "run the same command with --resume to go on."
+            )
 
 
 def _diverged(config: RunConfig, step: int, path: Path) -> str:
     kept = f"the last good checkpoint is {path}" if path.exists() else "there was no checkpoint yet"
     return (
-        f"the loss or its gradient became NaN or infinite at or before step {step} of {config.name}; {kept}; "
+        f"the loss or its gradient became NaN or infinite after at most {step} steps of {config.name}; {kept}; "
         "try a lower --learning-rate."
     )
 
 
-def _step(
-    config: RunConfig, model: LoopedLM, optimiser: torch.optim.Optimizer, inputs: Tensor, targets: Tensor
-) -> tuple[Loss, Tensor]:
+def _gradients(config: RunConfig, model: LoopedLM, inputs: Tensor, targets: Tensor) -> tuple[Loss, Tensor]:
+    """Clipped gradients of one batch, in the parameters' `grad`; the loss, and the gradient's norm before clipping."""
+    model.zero_grad(set_to_none=True)
     parts = config.training.micro_batches
     losses = []
     for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
@@ -151,10 +164,13 @@ def _step(
             loss = looped_loss(model, x, y, config.supervision)
         (loss.total / parts).backward()
         losses.append(loss)
-    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
+    return _mean_loss(losses), torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
+
+
+def _update(config: RunConfig, model: LoopedLM, optimiser: torch.optim.Optimizer, step: int) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, config.training)
     optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return _mean_loss(losses), gradient_norm
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -170,7 +186,7 @@ def _mean_loss(losses: list[Loss]) -> Loss:
     )
 
 
-def _record(step: int, loss: Loss, gradient_norm: Tensor, tokens_per_second: float) -> dict[str, object]:
+def _record(step: int, loss: Loss, gradient_norm: Tensor, tokens_per_second: float) -> dict[str, Any]:
     return {
         "step": step,
         "loss": loss.total.item(),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.comparison import _claims, geometric_interval, t_interval
+from experiments.comparison import _claims, compare, geometric_interval, t_interval
+from experiments.errors import UsageError
 
 
 def test_t_interval_is_scipys():
@@ -40,7 +41,7 @@ def verdict(blind, visible):
         ([9.0, 9.5, 9.2], [5.0, 5.5, 4.9], "not supported"),
         ([600.0, 20.0, 620.0], [5.0, 5.0, 5.0], "inconclusive"),  # one seed on the other side
         ([26.0, 60.0, 300.0], [5.0, 5.0, 5.0], "inconclusive"),  # all on one side, the interval is not
-        ([600.0], [5.0], "supported"),
+        ([600.0], [5.0], "inconclusive"),  # one seed has no interval
     ],
 )
 def test_the_ratio_claim(blind, visible, expected):
@@ -54,3 +55,94 @@ def test_seeds_are_paired_and_unpaired_ones_left_out():
 
 def test_a_missing_variant_makes_no_claim():
     assert _claims({"scale_invariant": {0: 600.0}}) == []
+
+
+def summary(variant, seed, norm):
+    """Every loop has values of its own, so that one taken for another is seen."""
+    return {
+        "run": f"{variant}-{seed}",
+        "variant": variant,
+        "seed": seed,
+        "num_loops": 2,
+        "parameters": 1000,
+        "config": {
+            "preset": "tiny",
+            "training": {"steps": 3, "batch_size": 4, "learning_rate": 0.1},
+            "corpus_key": "k",
+            "model": {"context": 8, "num_loops": 2},
+        },
+        "sessions": [
+            {
+                "date": "2026-01-02T03:04:05",
+                "processor": "P",
+                "torch_threads": 1,
+                "python": "3.11",
+                "packages": {"torch": "2.13"},
+                "commit": "0123456789abcdef",
+                "uncommitted_changes": False,
+            }
+        ],
+        "corpus": {"note": None},
+        "validation": {
+            "tokens": 99,
+            "cross_entropy": [5.0 + seed, 4.0],
+            "l2_norm": {name: [1.0, norm] for name in ("mean", "median", "p99", "max")},
+        },
+        "state": {"radial_gradient_fraction": [0.5, 0.25]},
+    }
+
+
+def test_the_table_shows_the_right_loops(tmp_path):
+    runs = [summary("scale_invariant", 0, 80.0), summary("scale_invariant", 1, 20.0)]
+    runs += [summary("scale_visible", 0, 4.0), summary("scale_visible", 1, 1.0)]
+    runs += [summary("norm_penalty", 0, 8.0), summary("norm_penalty", 1, 2.0)]
+    text = compare(runs, tmp_path)
+    cells = {
+        row[0]: row[1:]
+        for row in ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line)
+    }
+    assert cells["scale_invariant"][0] == "2"
+    assert cells["scale_invariant"][1].startswith("40 [")  # geometric mean at the last loop
+    assert cells["scale_invariant"][2] == "20 [20, 20]"  # over the raw partner, seed by seed
+    assert cells["scale_visible"][2] == ""
+    assert cells["scale_invariant"][3].startswith("5.5 [")
+    assert cells["scale_invariant"][4] == "4 [4, 4]"
+    assert cells["scale_invariant"][5] == "0.2 [0.2, 0.2]"
+    assert cells["final norm: scale_invariant / scale_visible"][-1] == "supported"
+    assert cells["final norm: norm_penalty / scale_invariant"][1:] == [
+        "below 1",
+        "0.1 [0.1, 0.1] over 2 seeds",
+        "supported",
+    ]
+    assert "None" not in text and "commit 0123456789" in text
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "by_loop.csv",
+        "claims.json",
+        "comparison.md",
+        "comparison.png",
+    ]
+
+
+def test_controls_are_compared_with_their_own_partners():
+    norms = {
+        "scale_invariant": {0: 1000.0, 1: 1100.0},
+        "scale_visible": {0: 4.0, 1: 4.4},
+        "untied_scale_invariant": {0: 200.0, 1: 220.0},
+        "untied_scale_visible": {0: 25.0, 1: 27.5},
+    }
+    observed = {claim.quantity: claim for claim in _claims(norms)}
+    assert observed["final norm: untied_scale_invariant / untied_scale_visible"].observed.startswith("8 ")
+    confound = observed["final norm: the first ratio, tied over untied head"]
+    assert confound.observed.startswith("31.") and confound.verdict == "no prediction"
+
+
+def test_a_run_given_twice_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="given twice"):
+        compare([summary("scale_visible", 0, 4.0)] * 2, tmp_path)
+
+
+def test_runs_of_different_kinds_are_refused(tmp_path):
+    other = summary("scale_invariant", 0, 4.0)
+    other["config"]["training"]["steps"] = 4
+    with pytest.raises(UsageError, match="cannot be compared"):
+        compare([summary("scale_visible", 0, 4.0), other], tmp_path)

@@ -93,7 +93,10 @@ def test_more_loops_than_trained_are_evaluated_from_the_same_checkpoint(sweep, c
     done = command("--variant", "layernorm", *TINY, "--out", out, "--cache", cache, "--resume", "--loops", 7)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "layernorm-0" / "summary.json").read_text())
-    assert len(summary["validation"]["cross_entropy"]) == summary["num_loops"] == 7
+    assert len(summary["validation_at_num_loops"]["cross_entropy"]) == summary["num_loops"] == 7
+    assert len(summary["validation"]["cross_entropy"]) == 4  # judged where it was trained
+    assert "Not judged, 7 loops" in done.stdout
+    assert len(summary["sessions"]) == 2
     assert (out / "layernorm-0" / "checkpoint.safetensors").read_bytes() == weights
 
 
@@ -122,7 +125,11 @@ def test_a_run_reads_back_as_the_model_that_was_trained(sweep, cache):
         (["--variant", "scale_visible", "--device", "gpu"], "cannot use --device gpu"),
         (["--variant", "scale_visible", "--data", "/no/such/file"], "/no/such/file"),
         (["--variant", "scale_visible", "--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
-        (["--variant", "scale_visible", "--seeds", "-1"], "--seeds must not be negative"),
+        (["--variant", "scale_visible", "--seeds", "-1"], "--seeds must be different whole numbers from 0"),
+        (["--variant", "scale_visible", "--seeds", "1", "1"], "--seeds must be different"),
+        (["--variant", "scale_visible", "--seeds", "99999999999999999999"], "--seeds must be different"),
+        (["--variant", "scale_visible", "--learning-rate", "nan"], "learning_rate must be positive and finite"),
+        (["--variant", "scale_visible", "--out", __file__ + "/below"], "cannot make the folder"),
         (["--variant", "scale_visible", "--out", __file__], "is not a folder"),
     ],
 )
@@ -154,6 +161,87 @@ def test_a_diverging_run_has_status_1_and_one_sentence(tmp_path, cache):
         done.stderr.startswith("error: the loss or its gradient became NaN or infinite")
         and done.stderr.count("\n") == 1
     )
+
+
+def damage_summary(folder):
+    (folder / "summary.json").write_text("{}")
+
+
+def damage_metrics(folder):
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").write_text("{]\n")
+
+
+def lose_metrics(folder):
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").unlink()
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text('{"config": {"variant": 1}}')
+
+
+def damage_checkpoint(folder):
+    (folder / "summary.json").unlink()
+    (folder / "checkpoint.safetensors").write_bytes(b"no")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (damage_summary, "summary.json is of another version"),
+        (damage_metrics, "metrics.jsonl is damaged"),
+        (lose_metrics, "metrics.jsonl lacks the end of training"),
+        (damage_config, "config.json is of another version"),
+        (damage_checkpoint, "cannot read the checkpoint"),
+    ],
+)
+def test_a_damaged_run_folder_has_status_1_and_one_sentence(
+    damage, sentence, sweep, cache, tmp_path, monkeypatch, capsys
+):
+    from experiments import command as module
+    from experiments.errors import exit_status
+
+    shutil.copytree(sweep[0] / "scale_visible-0", tmp_path / "scale_visible-0")
+    damage(tmp_path / "scale_visible-0")
+    monkeypatch.setattr(module, "_make_arithmetic_repeatable", lambda device: None)  # it would outlive the test
+    arguments = ["--variant", "scale_visible", *TINY, "--out", str(tmp_path), "--cache", str(cache), "--resume"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    assert exit_status(module.main) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_another_configuration_names_what_differs(sweep, cache):
+    done = command(
+        "--variant", "scale_visible", *TINY, "--out", sweep[0], "--cache", cache, "--resume", "--weight-decay", "0.5"
+    )
+    assert done.returncode == 2
+    assert "holds a run that differs in training.weight_decay;" in done.stderr
+
+
+def test_a_folder_in_use_is_refused(sweep, cache):
+    from experiments.files import exclusive
+
+    out, _ = sweep
+    with exclusive(out / "scale_visible-0") as ours:
+        assert ours
+        done = command("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache, "--resume")
+    assert done.returncode == 2 and "another process is working in" in done.stderr
+
+
+def test_nothing_is_touched_but_out_and_cache(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))}
+    arguments = ["--variant", "scale_visible", *TINY, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments" / "run.py", *arguments],
+        capture_output=True,
+        env=environment | {"HOME": str(home), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0
+    assert list(home.rglob("*")) == []
 
 
 def test_help_names_every_variant_and_every_option(cache):
@@ -194,4 +282,4 @@ def test_a_missing_package_gets_one_sentence(tmp_path):
     script = str(ROOT / "experiments" / "run.py")
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, env=environment)
     assert done.returncode == 2
-    assert done.stderr == "error: the package tyro is missing; install it with: pip install -e .[dev]\n"
+    assert done.stderr == 'error: the package tyro is missing; install it with: pip install -e ".[dev]"\n'

@@ -36,7 +36,7 @@ def test_a_variant_is_what_its_name_says(name):
     assert model.readout_features.degree(is_last=True) == (1 if visible else 0)
     assert model.readout_features.degree(is_last=False) == (1 if visible or name == "final_norm" else 0)
     assert (variant.supervision.placement == "terminal") == name.startswith("terminal")
-    assert (variant.supervision.norm_penalty is not None) == name.endswith("penalty")
+    assert variant.supervision.norm_penalty == (0.01 if name.endswith("penalty") else None)  # the paper's
     assert (model.head is not None) == name.startswith("untied")
     assert (model.token_embedding.weight.std() < 0.1) == name.startswith("small_init")
     assert (model.config.between.kind == "rmsnorm") == (name == "scale_removing")

@@ -98,7 +98,7 @@ def test_only_the_papers_corpus_is_taken_for_it(tmp_path: Path, monkeypatch: pyt
 
 def test_a_missing_library_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UsageError, match=r'needs the datasets library; pip install "loopsight\[hub\]"'):
+    with pytest.raises(UsageError, match=r'needs the datasets library; pip install -e "\.\[hub\]"'):
         read_hub("hf:wikitext")
 
 
