@@ -28,7 +28,7 @@ cases = st.builds(
 def test_proof(key):
     proof = PROPOSITIONS[key].prove()
     assert proof.steps
-    assert str(proof).startswith("1. ") and proof._repr_latex_().startswith("$$")
+    assert str(proof).lstrip().startswith("1. ") and proof._repr_latex_().startswith("$$")
 
 
 @pytest.mark.parametrize("key", PROPOSITIONS)

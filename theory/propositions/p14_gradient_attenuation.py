@@ -1,0 +1,195 @@
+"""P14: a large state attenuates the gradients of what writes to it, not of what reads it, and not backward in k."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import sympy as sp
+import torch
+from torch import Tensor
+
+from theory.cases import Case
+from theory.proposition import Proof, Proposition, Residual
+from theory.propositions.p11_writer_homogeneity import block_writers, draw_architecture, loop_weights, writers
+from theory.random_model import Architecture, RandomModel, random_model
+
+TOLERANCE = 1e-10
+FAR = 1e15  # scale of h_0 at which (c)'s O(1/s) is rounding
+FACTOR = 7.0
+
+e, b, r = sp.symbols("e b r", positive=True)  # embeddings, block writers, readers: one coordinate of each
+s = sp.Symbol("s", positive=True)
+loss = sp.Function("L")
+
+
+def prove() -> Proof:
+    proof = Proof()
+    prove_writers_and_readers(proof)
+    prove_embeddings(proof)
+    prove_loops(proof)
+    return proof
+
+
+def log_gauged(embeddings: sp.Expr, blocks: sp.Expr, readers: sp.Expr) -> sp.Expr:
+    """Every function of (e, b, r) of degree 0 in (e, b) jointly is a function of the ratio b / e and of r."""
+    return loss(blocks / embeddings, readers)
+
+
+def prove_writers_and_readers(proof: Proof) -> None:
+    """(a) At c times the writers: readers' gradients unchanged, writers' divided by c."""
+    factor = sp.Symbol("c", positive=True)
+    for name, symbol, power in (("reader", r, 0), ("block writer", b, 1), ("embedding", e, 1)):
+        here = sp.diff(log_gauged(e, b, r), symbol).doit()
+        there = here.subs({e: factor * e, b: factor * b}, simultaneous=True).doit()
+        proof.equal(f"{name}'s gradient at c times the writers, times c^{power}", factor**power * there, here)
+
+
+def prove_embeddings(proof: Proof) -> None:
+    """(b) Embeddings alone times s: the gradients are 1/s times those of the model whose block writers are b / s."""
+    for name, symbol, power in (("reader", r, 0), ("block writer", b, 1), ("embedding", e, 1)):
+        gradient = sp.diff(log_gauged(e, b, r), symbol).doit()
+        larger_state = gradient.subs(e, s * e).doit()
+        smaller_blocks = gradient.subs(b, b / s).doit()
+        proof.equal(f"{name}'s gradient at (s e, b), times s^{power}", s**power * larger_state, smaller_blocks)
+    # A reader acts only through the branches: at b / s its gradient starts at first order.
+    branch = sp.Function("f")
+    loss_of_small = loss(e + b / s * branch(r))
+    first = sp.diff(loss_of_small, r).doit().subs(b, 0).doit()
+    proof.equal("block reader's gradient at b / s -> 0", first, sp.Integer(0))
+
+
+def total_gradient(weights: tuple[sp.Symbol, ...], x: sp.Symbol, small: sp.Symbol) -> sp.Expr:
+    """Derivative in h_k, in units of 1/s, of sum_j w_j l(h_j), with h_{j+1} = h_j + small b(h_j) and h_k = x."""
+    readout_loss, branch = sp.Function("l"), sp.Function("b")
+    state, through = x, sp.Integer(0)
+    for weight in weights:
+        through += weight * readout_loss(state)
+        state = state + small * branch(state)
+    return sp.diff(through, x).doit()
+
+
+def prove_loops(proof: Proof) -> None:
+    """(c) In units of s a loop is h -> h + b / s: its Jacobian I + Db / s carries gradients back as they are."""
+    x, small = sp.symbols("x delta", positive=True)  # one coordinate of h_k / s, and 1 / s
+    weights = sp.symbols("w_1:4", real=True)
+    slope = sp.diff(sp.Function("l")(x), x)
+    for k in range(3):
+        gradient = total_gradient(weights[k:], x, small).subs(small, 0).doit()
+        proof.equal(f"G_{k + 1} as 1/s -> 0: what the exits from here on add", gradient, sum(weights[k:]) * slope)
+    terminal = {weights[0]: 0, weights[1]: 0}
+    first, last = (total_gradient(weights[k:], x, small).subs(terminal).subs(small, 0).doit() for k in (0, 2))
+    proof.equal("terminal supervision: G_1 = G_3", first, last)
+
+
+def gradients(model: RandomModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = loop_weights(model.architecture)
+    p = {name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()}
+    found = torch.autograd.grad(model.loss(p, weights), list(p.values()), materialize_grads=True)
+    return dict(zip(p, found, strict=True))
+
+
+def scaled(parameters: Mapping[str, Tensor], names: tuple[str, ...], factor: float) -> dict[str, Tensor]:
+    return {name: factor * tensor if name in names else tensor for name, tensor in parameters.items()}
+
+
+def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: tuple[str, ...]) -> float:
+    """|one - other| / |other| over the named tensors together; NaN where there is no gradient."""
+    difference = sum((one[name] - other[name]).square().sum().item() for name in names)
+    size = sum(other[name].square().sum().item() for name in names)
+    return math.sqrt(difference / size) if size > 0.0 else math.nan
+
+
+def readers(model: RandomModel) -> tuple[str, ...]:
+    return tuple(name for name in model.parameters if name not in writers(model.architecture))
+
+
+def joint_scaling_residual(model: RandomModel) -> float:
+    """(a): readers' gradients unchanged by FACTOR on the writers, writers' divided by it."""
+    joint = writers(model.architecture)
+    here, there = gradients(model, model.parameters), gradients(model, scaled(model.parameters, joint, FACTOR))
+    there |= {name: FACTOR * there[name] for name in joint}
+    return max(distance(there, here, joint), distance(there, here, readers(model)))
+
+
+def embedding_scaling_residual(model: RandomModel) -> float:
+    """(b): gradients at FACTOR times the embeddings against those at the block writers divided by FACTOR."""
+    blocks = block_writers(model.architecture)
+    embeddings = tuple(name for name in writers(model.architecture) if name not in blocks)
+    larger = gradients(model, scaled(model.parameters, embeddings, FACTOR))
+    larger |= {name: FACTOR * larger[name] for name in (*blocks, *embeddings)}
+    smaller = gradients(model, scaled(model.parameters, blocks, 1.0 / FACTOR))
+    return max(distance(larger, smaller, names) for names in (blocks, embeddings, readers(model)))
+
+
+def total_and_immediate_gradients(model: RandomModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """G_1, ..., G_K; the gradients of each loop's own weighted loss; and the states."""
+    weights, read, step = loop_weights(model.architecture), model.readout(), model.step()
+    states = [model.embed().requires_grad_()]
+    for _ in weights:
+        states.append(step(states[-1]))
+    own = [w * model.cross_entropy(read(h)) for w, h in zip(weights, states[1:], strict=True)]
+    total = torch.autograd.grad(torch.stack(own).sum(), states[1:], retain_graph=True)
+    immediate: list[Tensor] = []
+    for loss_k, h in zip(own, states[1:], strict=True):
+        immediate += torch.autograd.grad(loss_k, h, retain_graph=True)
+    return list(total), immediate, [h.detach() for h in states[1:]]
+
+
+def backward_attenuation_residual(model: RandomModel) -> float:
+    """(c): |s_k G_k - s_k sum_{j >= k} imm_j| / |s_k G_k|, worst loop; every token weighted by its own scale."""
+    total, immediate, states = total_and_immediate_gradients(model)
+    worst = 0.0
+    for k, (gradient, h) in enumerate(zip(total, states, strict=True)):
+        size = h.norm(dim=-1, keepdim=True)
+        predicted = torch.stack(immediate[k:]).sum(0) * size
+        worst = max(worst, ((gradient * size - predicted).norm() / (gradient * size).norm()).item())
+    return worst
+
+
+def blind_architecture(case: Case, **changes: object) -> Architecture:
+    fixed = {"readout": "rmsnorm", "tied": False, "batch": 1, "layers": 1, "between": "none", "loops": 2}
+    return draw_architecture(replace(case, d=min(case.d, 18)), **{**fixed, **changes})
+
+
+def check(case: Case) -> Residual:
+    """Worst of the three claims: (a) and (b) at the case's scales, (c) at states of scale 1e15."""
+    for attempt in range(20):
+        a = blind_architecture(replace(case, seed=case.seed + attempt))
+        near, far = random_model(a), random_model(replace(a, embedding_std=FAR))
+        values = joint_scaling_residual(near), embedding_scaling_residual(near), backward_attenuation_residual(far)
+        if not any(math.isnan(value) for value in values):
+            return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=math.nan, tolerance=TOLERANCE)
+
+
+def control(case: Case) -> Residual:
+    """Least residual of (a) and (b) where the readout sees the scale, and of (c) where states are small or normed."""
+    a = blind_architecture(case)
+    values = []
+    for change in ({"readout": "raw"}, {"readout": "tanh"}, {"eps": 1e-1}):
+        model = random_model(replace(a, **change))
+        values += [joint_scaling_residual(model), embedding_scaling_residual(model)]
+    values.append(backward_attenuation_residual(random_model(a)))
+    values.append(backward_attenuation_residual(random_model(replace(a, between="rmsnorm", embedding_std=FAR))))
+    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+
+
+PROPOSITION = Proposition(
+    key="P14",
+    title="large states attenuate the writers' gradients, not the readers', and nothing backward through loops",
+    statement=(
+        r"\nabla_r L(c\,w, r) = \nabla_r L(w, r),\quad \nabla_w L(c\,w, r) = \tfrac1c \nabla_w L(w, r),\quad "
+        r"\nabla_b L(s\,e, b, r) = \tfrac1s \nabla_b L(e, b/s, r),\quad "
+        r"G_k = \sum_{j \ge k} w_j \hat L'_j / s_j + O(s^{-2})"
+    ),
+    hypotheses=(
+        "untied, normalised readout, epsilon zero; w = (e, b) embeddings and block writers, r readers",
+        "(a) joint scale of all writers c; (b) embeddings alone by s, block writers b fixed: exact, any s",
+        "(c) no norm between loops, states far larger than what a loop adds",
+    ),
+    source="this project",
+    prove=prove,
+    check=check,
+    control=control,
+    control_floor=1e-6,
+)

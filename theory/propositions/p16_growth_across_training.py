@@ -1,0 +1,150 @@
+"""P16: which parameters made log |h_K| grow over training steps: an account that sums up exactly, to first order."""
+
+from dataclasses import replace
+
+import sympy as sp
+import torch
+
+from loopsight.attribution import attribute_growth, norm_degrees
+from theory.cases import Case
+from theory.proposition import Proof, Proposition, Residual
+from theory.propositions.p11_writer_homogeneity import draw_architecture, writers
+from theory.random_model import Architecture, Parameters, RandomModel, random_model
+from theory.symbols import c, d, h, i, j, split, total
+
+TOLERANCE = 1e-6
+STEP = 1e-6  # relative length of the step that is attributed: third order and rounding balance
+
+
+def prove() -> Proof:
+    proof = Proof()
+    prove_log_norm(proof)
+    prove_trapezoid(proof)
+    prove_step_bound(proof)
+    return proof
+
+
+def prove_log_norm(proof: Proof) -> None:
+    """For symbolic d: the derivative of log |h| along dh, and Euler's constraint on the writers."""
+    direction, step = sp.IndexedBase("v", real=True), sp.Symbol("tau", real=True)
+    squares, cross, moved = (
+        sp.Symbol("S_2", positive=True),
+        sp.Symbol("S_hv", real=True),
+        sp.Symbol("S_vv", positive=True),
+    )
+    square = split(sp.expand(total(sp.expand((h[i] + step * direction[i]) ** 2))))
+    square = square.subs(
+        {total(h[i] ** 2): squares, total(direction[i] ** 2): moved, total(h[i] * direction[i]): cross}
+    )
+    derivative = sp.diff(sp.log(square) / 2, step).subs(step, 0)
+    proof.equal("d log |h + tau v| / d tau = <h, v> / |h|^2", derivative, cross / squares)
+    log_norm = sp.log(c**2 * squares) / 2  # h_K(c w) = c h_K(w), P11
+    proof.equal("Euler: d log |h_K(c w)| / dlog c = 1", c * sp.diff(log_norm, c), sp.Integer(1))
+    mixed = sp.Symbol("gradient", real=True)
+    chain = split(sp.Sum(mixed * direction[j], (j, 1, d)))
+    proof.equal("contributions of coordinates add up", chain, mixed * sp.Sum(direction[j], (j, 1, d)))
+
+
+def quadrature_error(rule: str) -> sp.Expr:
+    """Rule minus truth for f(tau) = a1 tau + a2 tau^2 + a3 tau^3 over a step of length delta."""
+    tau, delta = sp.symbols("tau delta", positive=True)
+    a1, a2, a3 = sp.symbols("a_1 a_2 a_3", real=True)
+    f = a1 * tau + a2 * tau**2 + a3 * tau**3
+    slope = sp.diff(f, tau)
+    left, right = slope.subs(tau, 0), slope.subs(tau, delta)
+    estimate = {"trapezoid": (left + right) / 2, "left": left}[rule] * delta
+    return sp.expand(estimate - f.subs(tau, delta))
+
+
+def prove_trapezoid(proof: Proof) -> None:
+    delta = sp.Symbol("delta", positive=True)
+    a2, a3 = sp.symbols("a_2 a_3", real=True)
+    proof.equal("trapezoid rule: exact through second order", quadrature_error("trapezoid"), a3 * delta**3 / 2)
+    proof.equal("left rule: only through first", quadrature_error("left"), -a2 * delta**2 - a3 * delta**3)
+
+
+def prove_step_bound(proof: Proof) -> None:
+    """|dW_ij| <= C lr for all i, j gives |(dW act)_i| <= C lr |act|_1, attained by dW_ij = C lr sign(act_j)."""
+    act, bound = sp.IndexedBase("x", real=True), sp.Symbol("C_lr", positive=True)
+    n, m = sp.symbols("n m", integer=True, positive=True)
+    attained = sp.Sum(bound * sp.sign(act[m]) * act[m], (m, 1, n))
+    one_norm = sp.Sum(sp.Abs(act[m]), (m, 1, n))
+    signed = split(attained).replace(sp.sign(act[m]) * act[m], sp.Abs(act[m]))  # sign(x) x = |x|
+    proof.equal("the largest change of a branch's coordinate", signed, bound * one_norm)
+    x, step = sp.symbols("x_m dW", real=True)
+    slack = sp.Symbol("slack", nonnegative=True)
+    excess = sp.expand(sp.Abs(x) * (sp.Abs(step) + slack)) - sp.Abs(step) * sp.Abs(x)
+    proof.true("no term exceeds it, where C lr = |dW| + slack", sp.Ge(excess, 0))
+
+
+def last_states(model: RandomModel, parameters: Parameters) -> torch.Tensor:
+    return model.states(parameters)[model.architecture.loops]
+
+
+def neighbour(model: RandomModel, relative: float) -> dict[str, torch.Tensor]:
+    """Parameters after a random step of this length relative to each tensor."""
+    generator = torch.Generator().manual_seed(model.architecture.seed + 1)
+    moved = {}
+    for name, tensor in model.parameters.items():
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        moved[name] = tensor + relative * tensor.norm() / noise.norm() * noise
+    return moved
+
+
+def euler_error(model: RandomModel, names: tuple[str, ...]) -> float:
+    """|sum of the writers' degrees - 1|."""
+    degrees = norm_degrees(lambda p: last_states(model, p), model.parameters)
+    return abs(sum(degrees[name] for name in names) - 1.0)
+
+
+def attribution_error(model: RandomModel, relative: float) -> float:
+    """|predicted - actual| / sum of |contributions|."""
+    steps = [model.parameters, neighbour(model, relative)]
+    size = last_states(model, model.parameters).norm(dim=-1)  # logs near 0, whose rounding is that of the step
+    found = attribute_growth(lambda p: (last_states(model, p).norm(dim=-1) / size).log().mean(), steps)
+    return abs(found.error) / sum(abs(value) for value in found.contributions.values())
+
+
+def architecture(case: Case, **fixed: object) -> Architecture:
+    return draw_architecture(replace(case, d=min(case.d, 18)), **{"batch": 1, "layers": 1, **fixed})
+
+
+def check(case: Case) -> Residual:
+    """Worst of Euler's constraint and of the trapezoid rule over a small step (relative, both)."""
+    model = random_model(architecture(case))
+    value = max(euler_error(model, writers(model.architecture)), attribution_error(model, STEP))
+    return Residual(value=value, tolerance=TOLERANCE)
+
+
+def control(case: Case) -> Residual:
+    """Least of Euler's error for sets that are not the writers, or with epsilon, and of one long trapezoid."""
+    a = architecture(case, between="none", readout="rmsnorm", qk_norm=False)
+    model, names = random_model(a), writers(a)
+    values = [
+        euler_error(model, names[1:]),
+        euler_error(model, (*names, "0.attention.v")),
+        euler_error(random_model(replace(a, eps=1e-1)), names),
+        attribution_error(model, 0.3),
+    ]
+    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+
+
+PROPOSITION = Proposition(
+    key="P16",
+    title="growth of the hidden norm over training steps is a sum over parameters; the writers' degrees sum to 1",
+    statement=(
+        r"\Delta \log|h_K| = \sum_\theta \left\langle \tfrac12(\nabla_\theta \log|h_K|_{\mathrm{before}} + "
+        r"\nabla_\theta \log|h_K|_{\mathrm{after}}), \Delta\theta \right\rangle + O(|\Delta\theta|^3),\quad "
+        r"\langle \nabla_w \log|h_K|, w \rangle = 1"
+    ),
+    hypotheses=(
+        "log |h_K| is smooth along the path: no state passes through zero",
+        "the constraint: w all writers, epsilon zero; any readout, tied or not",
+        "a contribution describes the path, not what a tensor would do alone",
+    ),
+    source="this project; arXiv 1703.01365 for path attribution",
+    prove=prove,
+    check=check,
+    control=control,
+    control_floor=2e-3,
+)
