@@ -4,9 +4,11 @@
     step     h_k -> h_{k+1}, from one decoded state to the next (operation between loops included)
     readout  h_k -> logits
 
-Instruments take the maps themselves as plain callables of tensors; this protocol only names them.
+Instruments take the maps themselves as plain callables of tensors; this protocol only names them. The loop over k
+stands here once, in `unroll`.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -24,3 +26,25 @@ class LoopedModel(Protocol):
 
     def readout(self, h: Tensor, /) -> Tensor:
         """State to logits (..., vocab), as after the last loop."""
+
+
+def unroll(step: Callable[[Tensor], Tensor], h: Tensor, num_loops: int) -> tuple[Tensor, ...]:
+    """The states (h_0, ..., h_K), h_0 = h, h_{k+1} = step(h_k): K + 1 tensors of the shape of `h`.
+
+    Args:
+        step: one loop, differentiable in whatever mode the caller needs; no gradient is cut here.
+        h: states (..., d), where the unrolling starts (it need not be the embedding).
+        num_loops: K, from 0 up.
+
+    Raises:
+        ValueError: a negative number of loops, or a step that changes the shape of the state.
+    """
+    if num_loops < 0:
+        raise ValueError(f"num_loops must not be negative, got {num_loops}.")
+    states = [h]
+    for _ in range(num_loops):
+        states.append(step(states[-1]))
+        if states[-1].shape != h.shape:
+            shapes = f"{tuple(h.shape)}, got {tuple(states[-1].shape)}"
+            raise ValueError(f"step must keep the shape of the state, {shapes}.")
+    return tuple(states)

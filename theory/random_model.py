@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loopsight.protocol import unroll
+
 Parameters = Mapping[str, Tensor]
 StateMap = Callable[[Tensor], Tensor]
 
@@ -117,12 +119,9 @@ class RandomModel:
 
         return read
 
-    def states(self, parameters: Parameters | None = None) -> list[Tensor]:
+    def states(self, parameters: Parameters | None = None) -> tuple[Tensor, ...]:
         """h_0, ..., h_K."""
-        states, step = [self.embed(parameters)], self.step(parameters)
-        for _ in range(self.architecture.loops):
-            states.append(step(states[-1]))
-        return states
+        return unroll(self.step(parameters), self.embed(parameters), self.architecture.loops)
 
     def cross_entropy(self, logits: Float[Tensor, "batch tokens vocab"]) -> Float[Tensor, ""]:
         """Mean over tokens, nats."""
