@@ -95,7 +95,7 @@ def draw_comparison(path: Path, by_loop: pd.DataFrame) -> None:
                 axes.fill_between(by.min().index, by.min(), by.max(), color=colours[variant], alpha=0.2)
             _loop_axis(axes)
         left.set(ylabel="mean L2 norm of the state", yscale="log", title="norm (band: range over seeds)")
-        right.set(ylabel="nats a token", title="validation cross-entropy")
+        right.set(ylabel="nats a token", yscale="log", title="validation cross-entropy")
         figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=150)

@@ -16,8 +16,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
+    umask = os.umask(0)
+    os.umask(umask)
     try:
         yield temporary
+        os.chmod(temporary, 0o666 & ~umask)  # a temporary file is private, the finished one like any other
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
