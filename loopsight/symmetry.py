@@ -19,14 +19,15 @@ from torch import Tensor
 
 Parameters = Mapping[str, Tensor]
 Symmetry = Mapping[str, int]
-"""Degree of every tensor; a tensor that is not named has degree 0."""
+"""ScalingDegree of every tensor; a tensor that is not named has degree 0."""
 
 
 @dataclass(frozen=True)
-class Degree:
+class ScalingDegree:
     """Degree of a quantity: a linear form in the tensors' unknown degrees.
 
-    A product of quantities has the sum of their degrees, a power a multiple: x^2 y is `2 * degree("x") + degree("y")`.
+    A product of quantities has the sum of their degrees, a power a multiple: x^2 y is
+    `2 * scaling_degree("x") + scaling_degree("y")`.
 
     Attributes:
         coefficients: by tensor name; tensors not named have coefficient 0.
@@ -34,32 +35,32 @@ class Degree:
 
     coefficients: Mapping[str, Fraction]
 
-    def __add__(self, other: "Degree") -> "Degree":
+    def __add__(self, other: "ScalingDegree") -> "ScalingDegree":
         names = {**self.coefficients, **other.coefficients}
-        return Degree({n: self.coefficients.get(n, Fraction(0)) + other.coefficients.get(n, 0) for n in names})
+        return ScalingDegree({n: self.coefficients.get(n, Fraction(0)) + other.coefficients.get(n, 0) for n in names})
 
-    def __sub__(self, other: "Degree") -> "Degree":
+    def __sub__(self, other: "ScalingDegree") -> "ScalingDegree":
         return self + -1 * other
 
-    def __rmul__(self, power: int | Fraction) -> "Degree":
-        return Degree({name: power * value for name, value in self.coefficients.items()})
+    def __rmul__(self, power: int | Fraction) -> "ScalingDegree":
+        return ScalingDegree({name: power * value for name, value in self.coefficients.items()})
 
 
-INVARIANT = Degree({})
-"""Degree 0: the output of a normalisation, of a softmax, or a constant."""
+INVARIANT = ScalingDegree({})
+"""ScalingDegree 0: the output of a normalisation, of a softmax, or a constant."""
 
 
-def degree(tensor: str) -> Degree:
+def scaling_degree(tensor: str) -> ScalingDegree:
     """The unknown degree of one parameter tensor."""
-    return Degree({tensor: Fraction(1)})
+    return ScalingDegree({tensor: Fraction(1)})
 
 
-def added(*terms: Degree) -> list[Degree]:
+def added(*terms: ScalingDegree) -> list[ScalingDegree]:
     """Equations of a sum: every term has the first one's degree."""
     return [term - terms[0] for term in terms[1:]]
 
 
-def scaling_symmetries(tensors: Sequence[str], equations: Iterable[Degree]) -> list[dict[str, int]]:
+def scaling_symmetries(tensors: Sequence[str], equations: Iterable[ScalingDegree]) -> list[dict[str, int]]:
     """A basis of all degrees that meet every equation `form = 0`, in exact rational arithmetic.
 
     Args:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from loopsight.symmetry import (
     INVARIANT,
-    Degree,
+    ScalingDegree,
     added,
     conserved_quantity,
-    degree,
     euler_residual,
     measured_symmetries,
     rescaled,
+    scaling_degree,
     scaling_symmetries,
 )
 from models import LoopedLM, ModelConfig, ReadoutConfig
@@ -34,7 +34,7 @@ def gradients_of(loss, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 # A linear network x W1 W2 + b, loss through a normalisation: degrees W1 + W2 = b.
 LINEAR = draws(0, W1=(5, 4), W2=(4, 3), b=(3,))
 DATA = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-EQUATIONS = added(degree("W1") + degree("W2"), degree("b"))
+EQUATIONS = added(scaling_degree("W1") + scaling_degree("W2"), scaling_degree("b"))
 
 
 def linear_losses(p: dict[str, Tensor]) -> Tensor:
@@ -43,23 +43,23 @@ def linear_losses(p: dict[str, Tensor]) -> Tensor:
 
 
 def test_degrees_add_scale_and_cancel():
-    form = 2 * degree("x") + degree("y") - degree("x")
+    form = 2 * scaling_degree("x") + scaling_degree("y") - scaling_degree("x")
     assert form.coefficients == {"x": 1, "y": 1}
     assert (form - form).coefficients == {"x": 0, "y": 0}
-    assert (INVARIANT + degree("x")).coefficients == {"x": 1}
-    assert (Fraction(1, 2) * degree("x")).coefficients == {"x": Fraction(1, 2)}
+    assert (INVARIANT + scaling_degree("x")).coefficients == {"x": 1}
+    assert (Fraction(1, 2) * scaling_degree("x")).coefficients == {"x": Fraction(1, 2)}
 
 
 @pytest.mark.parametrize(
     ("tensors", "equations", "dimension"),
     [
         ("ab", [], 2),
-        ("ab", [degree("a")], 1),
-        ("ab", [degree("a") + degree("b"), degree("a") - degree("b")], 0),
-        ("ab", [degree("a") + degree("b"), 3 * degree("a") + 3 * degree("b")], 1),
-        ("abc", added(degree("a"), degree("b"), degree("c")), 1),
-        ("abc", [2 * degree("a") + degree("b")], 2),
-        ("ab", [Degree({})], 2),
+        ("ab", [scaling_degree("a")], 1),
+        ("ab", [scaling_degree("a") + scaling_degree("b"), scaling_degree("a") - scaling_degree("b")], 0),
+        ("ab", [scaling_degree("a") + scaling_degree("b"), 3 * scaling_degree("a") + 3 * scaling_degree("b")], 1),
+        ("abc", added(scaling_degree("a"), scaling_degree("b"), scaling_degree("c")), 1),
+        ("abc", [2 * scaling_degree("a") + scaling_degree("b")], 2),
+        ("ab", [ScalingDegree({})], 2),
     ],
 )
 def test_null_spaces(tensors, equations, dimension):
@@ -72,9 +72,13 @@ def test_null_spaces(tensors, equations, dimension):
 
 
 def test_a_null_vector_is_made_of_coprime_integers():
-    (symmetry,) = scaling_symmetries("xyz", [3 * degree("x") + 2 * degree("y"), degree("z") - degree("y")])
+    (symmetry,) = scaling_symmetries(
+        "xyz", [3 * scaling_degree("x") + 2 * scaling_degree("y"), scaling_degree("z") - scaling_degree("y")]
+    )
     assert symmetry == {"x": -2, "y": 3, "z": 3}
-    (symmetry,) = scaling_symmetries("xy", [Fraction(2, 3) * degree("x") - Fraction(1, 2) * degree("y")])
+    (symmetry,) = scaling_symmetries(
+        "xy", [Fraction(2, 3) * scaling_degree("x") - Fraction(1, 2) * scaling_degree("y")]
+    )
     assert symmetry == {"x": 3, "y": 4}
 
 
@@ -269,7 +273,7 @@ GOOD = {"x": torch.ones(2, dtype=torch.float64)}
     ("call", "message"),
     [
         (lambda: scaling_symmetries(["a", "a"], []), "listed twice"),
-        (lambda: scaling_symmetries(["a"], [degree("b")]), r"speaks of the tensors \['b'\]"),
+        (lambda: scaling_symmetries(["a"], [scaling_degree("b")]), r"speaks of the tensors \['b'\]"),
         (lambda: rescaled(GOOD, {"y": 1}, 2.0), r"but \['y'\] is named"),
         (lambda: rescaled(GOOD, {"x": 1}, 0.0), "factor must be positive and finite, got 0.0"),
         (lambda: conserved_quantity(GOOD, {}), "but none is named"),

@@ -6,7 +6,7 @@ import pytest
 import sympy as sp
 import torch
 
-from loopsight.symmetry import added, degree, euler_residual, measured_symmetries, scaling_symmetries
+from loopsight.symmetry import added, euler_residual, measured_symmetries, scaling_degree, scaling_symmetries
 from theory.cases import Case
 from theory.proposition import ProofError
 from theory.propositions import p13_gauge_and_symmetries as p13
@@ -122,7 +122,7 @@ def test_a_forgotten_equation_and_an_invented_one_are_seen_from_outside():
     tensors, system = list(model.parameters), p13.equations(SMALL)
     measured = measured_symmetries(losses_of(model, len(tensors) + 2), model.parameters).dimension
     assert len(scaling_symmetries(tensors, system[1:])) == measured + 1
-    assert len(scaling_symmetries(tensors, [*system, degree("head")])) == measured - 1
+    assert len(scaling_symmetries(tensors, [*system, scaling_degree("head")])) == measured - 1
 
 
 def test_a_single_token_has_more_symmetries_than_its_architecture():
@@ -154,7 +154,7 @@ def test_a_system_that_sympy_solves_differently_is_rejected(monkeypatch):
         p13.prove()
     # As many, but others: one product read as a quotient.
     real = p13.equations
-    wrong = lambda a: [real(a)[0], -1 * real(a)[0] + degree("0.mlp.up"), *real(a)[2:]]  # noqa: E731
+    wrong = lambda a: [real(a)[0], -1 * real(a)[0] + scaling_degree("0.mlp.up"), *real(a)[2:]]  # noqa: E731
     monkeypatch.setattr(p13, "scaling_symmetries", lambda t, e: scaling_symmetries(t, wrong(Architecture(layers=1))))
     monkeypatch.setattr(p13, "examples", lambda: {"one": Architecture(layers=1)})
     with pytest.raises(ProofError, match="one space"):
@@ -168,7 +168,7 @@ def test_wrong_powers_of_the_learning_rate_are_rejected(optimiser, power):
 
 
 def test_equations_of_a_sum_are_as_many_as_its_further_terms():
-    assert len(added(degree("a"), degree("b"), degree("c"))) == 2
+    assert len(added(scaling_degree("a"), scaling_degree("b"), scaling_degree("c"))) == 2
 
 
 def test_broken_copies_do_not_survive_the_check(monkeypatch):

@@ -10,7 +10,7 @@ import sympy as sp
 import torch
 from torch import Tensor
 
-from loopsight.symmetry import Degree, Symmetry, added, degree, euler_residual, scaling_symmetries
+from loopsight.symmetry import ScalingDegree, Symmetry, added, euler_residual, scaling_degree, scaling_symmetries
 from theory.cases import Case
 from theory.proposition import Proof, Proposition, Residual
 from theory.propositions.p11_writer_homogeneity import (
@@ -29,31 +29,33 @@ Optimiser = Literal["sgd", "adam"]
 OPTIMISERS: tuple[Optimiser, ...] = ("sgd", "adam")
 
 
-def equations(a: Architecture) -> list[Degree]:
+def equations(a: Architecture) -> list[ScalingDegree]:
     """The degree system of a random model, read off its code: what must be equal, what must be 0."""
-    found = added(degree("token_embedding"), degree("position_embedding"))
+    found = added(scaling_degree("token_embedding"), scaling_degree("position_embedding"))
     # A norm between loops hides h_0 from everything; the stream then starts at its gain.
-    stream = degree("between.gain" if a.between == "rmsnorm" else "token_embedding")
+    stream = scaling_degree("between.gain" if a.between == "rmsnorm" else "token_embedding")
     for layer in range(a.layers):
         attention, mlp = f"{layer}.attention", f"{layer}.mlp"
-        x = degree(f"{attention}.gain")
+        x = scaling_degree(f"{attention}.gain")
         if not a.qk_norm:
-            found.append(2 * x + degree(f"{attention}.q") + degree(f"{attention}.k"))  # enters the softmax
-        found += added(stream, x + degree(f"{attention}.v") + degree(f"{attention}.out"))
-        x = degree(f"{mlp}.gain")
-        found.append(x + degree(f"{mlp}.gate"))  # enters the SiLU
-        found += added(stream, x + degree(f"{mlp}.up") + degree(f"{mlp}.down"))
+            found.append(
+                2 * x + scaling_degree(f"{attention}.q") + scaling_degree(f"{attention}.k")
+            )  # enters the softmax
+        found += added(stream, x + scaling_degree(f"{attention}.v") + scaling_degree(f"{attention}.out"))
+        x = scaling_degree(f"{mlp}.gain")
+        found.append(x + scaling_degree(f"{mlp}.gate"))  # enters the SiLU
+        found += added(stream, x + scaling_degree(f"{mlp}.up") + scaling_degree(f"{mlp}.down"))
         if a.biases:
-            found += added(stream, degree(f"{attention}.bias"), degree(f"{mlp}.bias"))
-    logits = degree("token_embedding" if a.tied else "head")
+            found += added(stream, scaling_degree(f"{attention}.bias"), scaling_degree(f"{mlp}.bias"))
+    logits = scaling_degree("token_embedding" if a.tied else "head")
     if a.gain:
-        logits += degree("readout.gain")
+        logits += scaling_degree("readout.gain")
     if a.readout == "raw":
         logits += stream
     if a.readout == "tanh":
         found.append(stream)
     found.append(logits)
-    return [*found, *added(logits, degree("head.bias"))] if a.biases else found
+    return [*found, *added(logits, scaling_degree("head.bias"))] if a.biases else found
 
 
 def prove() -> Proof:
@@ -120,7 +122,7 @@ def examples() -> dict[str, Architecture]:
     }
 
 
-def matrix(tensors: list[str], system: list[Degree]) -> sp.Matrix:
+def matrix(tensors: list[str], system: list[ScalingDegree]) -> sp.Matrix:
     return sp.Matrix([[sp.Rational(row.coefficients.get(name, 0)) for name in tensors] for row in system])
 
 
