@@ -1,13 +1,30 @@
-"""Which parts of a looped language model's state can its loss not see? Instruments that take callables and tensors."""
+"""Which parts of a looped language model's state can its loss not see? Instruments that take callables and tensors.
 
-from loopsight.growth import AsymptoticStep, asymptotic_step, regime_number
-from loopsight.protocol import LoopedModel
+Each module is one idea; its functions are imported from it:
+
+    protocol        the three maps every instrument speaks of, and the loop over them
+    radial          how much of a gradient points along the state
+    invariance      finite group action: the test that decides, with canaries
+    observability   visibility, activity, drive, deferred visibility, Gramian extremes
+    deferred        the exact identity of the radial derivative, sublayer by sublayer
+    growth          how a state's norm grows over further loops, from its direction
+    increments      one loop's increment made exact, bounds over K loops, second-order terms
+    precision       when a low-precision residual stream stops moving
+    symmetry        scaling symmetries of the parameters, derived and measured
+    optimiser_laws  how an optimiser moves a parameter norm that the loss cannot see
+    attribution     which parameters moved the state's norm during training
+"""
+
+from loopsight.growth import AsymptoticStep, asymptotic_slope, asymptotic_step, regime_number
+from loopsight.protocol import LoopedModel, unroll
 from loopsight.radial import radial_gradient_fraction
 
 __all__ = [
     "AsymptoticStep",
     "LoopedModel",
+    "asymptotic_slope",
     "asymptotic_step",
     "radial_gradient_fraction",
     "regime_number",
+    "unroll",
 ]

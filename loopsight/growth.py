@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loopsight.checks import require_states
@@ -89,3 +89,90 @@ def regime_number(step: Step, h: Float[Tensor, "*batch d"], factor: float = 2.0)
     here = step(h) - gain * h
     there = step(factor * h) - gain * factor * h
     return (there - here).norm(dim=-1) / here.norm(dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsymptoticSlope:
+    """Where power iteration on the direction ended, for every token, and whether it ended anywhere.
+
+    Attributes:
+        slope: (...,) a = <u, b(u)> at the last direction: the Euclidean norm gained by a loop, in the end, where the
+            scale is carried; a / (1 - gain) is the norm reached where it is damped. Negative: the state shrinks until
+            the large-norm regime ends, and nothing is predicted.
+        direction: (..., d) the last direction u.
+        misalignment: (...,) sin of the angle between u and b(u): 0 at a direction that the recurrence keeps.
+        converged: (...,) it fell to the tolerance. Where not, the slope is that of a direction on its way.
+        exponent: (...,) p in |u_k - u| ~ k^p, k counting loops far out, from how fast the iteration converged (the
+            leading eigenvalue taken as real); NaN where it did not, or the slope is not positive.
+        iterations: of the direction, each of two evaluations of the step.
+    """
+
+    slope: Float[Tensor, "*batch"]
+    direction: Float[Tensor, "*batch d"]
+    misalignment: Float[Tensor, "*batch"]
+    converged: Bool[Tensor, "*batch"]
+    exponent: Float[Tensor, "*batch"]
+    iterations: int
+
+
+def asymptotic_slope(
+    step: Step,
+    h: Float[Tensor, "*batch d"],
+    *,
+    inertia: float = 2.0,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+) -> AsymptoticSlope:
+    """Iterate u <- normalised(inertia |b| u + b), b = b(u) far out, until b(u) = a u; then the slope is a.
+
+    This is the recurrence with its scale held at `inertia` |b|, so it reaches in few iterations what the recurrence,
+    whose direction moves by |b| / s a loop, approaches like a power of the number of loops: do not expect the slope
+    within a few dozen loops. A direction need not converge, in the recurrence either (a rotating b), and the result
+    says so. Without inertia (0) it is plain power iteration, which seeks the largest |slope| and so can flip for ever
+    between a direction and its opposite that the recurrence leaves alone.
+
+    Args:
+        step: state tensor to state tensor, float64 weights, evaluated at a large multiple of the direction.
+        h: states (..., d) to start from, float64; only their directions matter.
+        inertia: at least 0; above 1 the iterate can never vanish.
+        tolerance: of the misalignment. `asymptotic_step` measures b to about 1e-10 of |u| = 1.
+        max_iterations: gives up after so many.
+
+    Raises:
+        ValueError: as `asymptotic_step`, or an impossible inertia, tolerance or number of iterations.
+
+    Source: this project; theory/ P10 (c), (e).
+    """
+    if not (inertia >= 0.0 and tolerance > 0.0 and max_iterations >= 1):
+        raise ValueError(
+            "expected inertia >= 0, tolerance > 0 and max_iterations >= 1, "
+            f"got {inertia}, {tolerance} and {max_iterations}."
+        )
+    require_states(h)
+    u = h / h.norm(dim=-1, keepdim=True)
+    slope, misalignment = _alignment(u, b := asymptotic_step(step, u).displacement)
+    contraction, iterations = torch.full_like(slope, torch.nan), 0
+    converged = misalignment <= tolerance
+    while not converged.all() and iterations < max_iterations:
+        moved = inertia * b.norm(dim=-1, keepdim=True) * u + b
+        moved = moved / moved.norm(dim=-1, keepdim=True)
+        u = torch.where(torch.isfinite(moved), moved, u)  # where nothing is added the direction stays
+        before = misalignment
+        slope, misalignment = _alignment(u, b := asymptotic_step(step, u).displacement)
+        # A token that has converged goes on to the floor of rounding, where the ratio means nothing.
+        contraction = torch.where(converged, contraction, misalignment / before)
+        converged, iterations = misalignment <= tolerance, iterations + 1
+    return AsymptoticSlope(
+        slope=slope,
+        direction=u,
+        misalignment=misalignment,
+        converged=converged,
+        exponent=torch.where(converged & (slope > 0), (contraction - 1.0) * (1.0 + inertia), torch.nan),
+        iterations=iterations,
+    )
+
+
+def _alignment(u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """<u, b> and |b - <u, b> u| / |b|."""
+    a = (u * b).sum(-1)
+    return a, (b - a[..., None] * u).norm(dim=-1) / b.norm(dim=-1)

@@ -1,0 +1,96 @@
+"""P10's traps, and wrong formulas that must be rejected."""
+
+import pytest
+import sympy as sp
+import torch
+
+from loopsight.growth import asymptotic_slope, asymptotic_step
+from loopsight.increments import loop_growth, second_order_step
+from loopsight.protocol import unroll
+from theory.cases import Case
+from theory.proposition import ProofError
+from theory.propositions import p10_growth_across_loops as p10
+from theory.propositions.p09_exact_lemma_2 import directions, laboratory, linear_sublayers
+from theory.random_model import Architecture, random_model
+
+
+@pytest.mark.parametrize("mutant", [p10.NU / p10.RATE, p10.NU - 1, 1 - p10.NU / p10.RATE, sp.Integer(-1)])
+def test_wrong_exponents_are_rejected(monkeypatch, mutant):
+    monkeypatch.setattr(p10, "exponent", lambda: mutant)
+    with pytest.raises(ProofError, match="logarithmic slope in k"):
+        p10.prove()
+
+
+def test_every_part_of_the_check_fails_where_its_hypothesis_does():
+    case = Case(seed=1)
+    sublayers, h = laboratory(case)
+    assert p10.flow_error(sublayers, h) < 1e-13
+    assert p10.flow_error(linear_sublayers(case), 3.0 * h) > 1e-2
+    assert p10.approach_error(sublayers[0], case, degree=0) < 1e-13
+    assert p10.approach_error(sublayers[0], case, degree=1) > 1e-2
+    signs = p10.all_signs(len(sublayers))
+    assert p10.diffusion_error(sublayers, h, signs) < 1e-13
+    assert p10.diffusion_error(sublayers, h, signs.abs()) > 1e-2  # the same sign every time: shared, not fresh
+
+
+def mlp(seed: int):
+    """One residual step of a model of its own."""
+    return random_model(Architecture(seed=seed, d=32, layers=1, tokens=1, batch=1)).sublayers()[1]
+
+
+def slope_in_loops(states) -> float:
+    """Of log|h_k| against log k between loops 40 and 160."""
+    early, late = states[40].norm(), states[160].norm()
+    return ((late / early).log() / torch.tensor(4.0).log()).item()
+
+
+def test_shared_weights_grow_ballistically_and_fresh_ones_diffusively():
+    h = torch.randn(1, 1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shared, fresh = [], []
+    for seed in range(2):
+        states = unroll(mlp(1000 * seed), h, 160)
+        shared.append(slope_in_loops(states))
+        drawn = [h]
+        for k in range(160):
+            drawn.append(mlp(1000 * seed + k)(drawn[-1]))
+        fresh.append(slope_in_loops(drawn))
+        ballistic, diffusive = loop_growth(states), loop_growth(drawn)
+        assert (ballistic.coherent[-1] > 10.0 * ballistic.incoherent[-1]).all()
+        assert (diffusive.coherent[-1] < 2.0 * diffusive.incoherent[-1]).all()
+    assert min(shared) > 0.9 and max(fresh) < 0.75  # above 1 while the direction still turns to where it grows faster
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(Architecture(seed=3, d=16, layers=2, tokens=3, batch=1))
+
+
+def test_the_next_increments_are_predicted_from_one_state_and_better_to_second_order(model):
+    states = unroll(model.step(), model.embed(), 40)
+    for h, after in zip(states[20:-1], states[21:], strict=True):
+        gained = after.norm(dim=-1) - h.norm(dim=-1)
+        step = second_order_step(model.sublayers(), h)
+        first, second = step.first_order_increment(h) - gained, step.radial_increment(h) - gained
+        assert second.abs().max() < 0.2 * first.abs().max() < 0.1 * gained.abs().max()
+
+
+def test_a_linear_recurrence_is_not_predicted():
+    linear = linear_sublayers(Case(seed=0, d=12))[0]
+    h = directions(Case(seed=0, d=12).states())
+    predicted = asymptotic_step(linear, h).radial_increment(h)
+    assert ((predicted - linear(h).norm(dim=-1) + h.norm(dim=-1)).abs() > 0.1).any()
+
+
+def test_the_asymptotic_slope_is_the_recurrences_in_the_end():
+    model = random_model(Architecture(seed=6, d=16, layers=1, tokens=3, batch=1))
+    result = asymptotic_slope(model.step(), model.embed())
+    assert result.converged.all()
+    norms = [h.norm(dim=-1) for h in unroll(model.step(), model.embed(), 1000)]
+    torch.testing.assert_close(norms[-1] - norms[-2], result.slope, rtol=1e-2, atol=0)
+    assert (norms[5] - norms[4] - result.slope).abs().min() > 0.05 * result.slope.max()  # not by loop 5
+
+
+def test_a_random_models_direction_need_not_converge_and_the_result_says_so():
+    model = random_model(Architecture(seed=1, d=16, layers=1, tokens=3, batch=1))
+    result = asymptotic_slope(model.step(), model.embed(), max_iterations=300)
+    assert not result.converged.any() and result.exponent.isnan().all()
