@@ -44,8 +44,11 @@ def readme() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def arithmetic_of_its_own():
+    """One thread; and what a command sets for its whole process does not outlive the test."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)

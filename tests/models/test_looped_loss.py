@@ -106,3 +106,14 @@ def test_the_penalty_is_the_mean_square_and_does_not_grow_with_the_number_of_loo
         states = torch.stack(model(tokens, num_loops)[1:])
         expected = 0.5 * states.square().sum() / states.numel()
         torch.testing.assert_close(with_penalty - without, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_given_weights_are_used_and_their_number_is_checked():
+    supervision = Supervision(weights=(0.5, -1.0, 2.0))
+    assert supervision.loop_weights(3) == (0.5, -1.0, 2.0)
+    with pytest.raises(ValueError, match="3 weights were given for 4 loops"):
+        supervision.loop_weights(4)
+    with pytest.raises(ValueError, match="belong to the placement 'per_loop'"):
+        Supervision(placement="terminal", weights=(1.0,))
+    with pytest.raises(ValueError, match="must be finite"):
+        Supervision(weights=(1.0, float("nan")))
