@@ -1,5 +1,6 @@
 """The resolved configuration of one run: everything that decides its result, and nothing else."""
 
+import json
 import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -54,7 +55,7 @@ class TrainingConfig:
 
 TRAINING_PRESETS: dict[str, TrainingConfig] = {
     "tiny": TrainingConfig(steps=30, batch_size=8),
-    "cpu": TrainingConfig(steps=200, batch_size=16, micro_batches=2, learning_rate=3e-3),
+    "cpu": TrainingConfig(steps=200, batch_size=16, learning_rate=3e-3),
     "44m": TrainingConfig(steps=2_000, batch_size=64),
     "129m": TrainingConfig(steps=2_000, batch_size=32),
     "1.4b": TrainingConfig(steps=2_000, batch_size=8, learning_rate=2e-4, recompute=True),
@@ -85,7 +86,9 @@ class RunConfig:
         return f"{self.variant}-{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON would give it back: what was read from a file compares equal."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":

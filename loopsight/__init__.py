@@ -3,7 +3,8 @@
 Each module is one idea; its functions are imported from it:
 
     protocol        the three maps every instrument speaks of, and the loop over them
-    radial          how much of a gradient points along the state
+    radial          how much of a gradient points along the state; epsilon leak; degree of a readout
+    blind           the blind subspace of a readout at a state
     invariance      finite group action: the test that decides, with canaries
     observability   visibility, activity, drive, deferred visibility, Gramian extremes
     deferred        the exact identity of the radial derivative, sublayer by sublayer

@@ -158,6 +158,8 @@ def test_impossible_training_configurations_are_refused(change, message):
 
 def test_configuration_survives_json(make_config):
     config = make_config("scale_removing")
+    config = replace(config, supervision=replace(config.supervision, weights=(0.1, 0.2, 0.3, 0.4)))
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
