@@ -83,7 +83,7 @@ def start(rounds: int, steps: int = 40) -> dict[str, Any]:
 
 
 MEMORY_CASES = {
-    "cpu preset": ("cpu", str(PRESET.batch_size), [("1", ""), (str(PRESET.micro_batches), ""), ("4", "")]),
+    "cpu preset": ("cpu", str(PRESET.batch_size), [("1", ""), ("2", ""), ("4", "")]),
     "44m, batch 4": ("44m", "4", [("1", ""), ("1", "recompute"), ("4", "recompute")]),
 }
 
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "start", "memory", "all"], nargs="?", default="all")
     parser.add_argument("--rounds", type=int, default=100, help="paired steps for speed (default 100)")
     arguments = parser.parse_args()
-    measures = {"speed": lambda: speed(arguments.rounds), "start": lambda: start(3), "memory": memory}
+    measures = {"speed": lambda: speed(arguments.rounds), "start": lambda: start(2), "memory": memory}
     chosen = measures if arguments.what == "all" else {arguments.what: measures[arguments.what]}
     results = {name: measure() for name, measure in chosen.items()}
     if arguments.what == "all":
