@@ -48,7 +48,7 @@ def test_it_is_the_cross_entropy_for_any_chunk_size(rows, vocab, chunk_rows, see
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-12, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("rows", [256, 300, 512])
+@pytest.mark.parametrize("rows", [512, 700, 1024])
 def test_the_default_chunk_may_or_may_not_divide_the_rows(rows):
     inputs = problem(rows)
     ours, theirs = answers(chunked_cross_entropy, *inputs), answers(plain, *inputs)
