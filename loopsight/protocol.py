@@ -8,10 +8,11 @@ Instruments take the maps themselves as plain callables of tensors; this protoco
 stands here once, in `unroll`.
 """
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -26,6 +27,32 @@ class LoopedModel(Protocol):
 
     def readout(self, h: Tensor, /) -> Tensor:
         """State to logits (..., vocab), as after the last loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopedMaps:
+    """The three maps of one model, given by hand or found by an adapter, and what is known beside them.
+
+    A loop that needs more than the state (an injected embedding, a mask, positions) closes over it, so maps made for
+    one batch hold for that batch.
+
+    Attributes:
+        embed: the batch, as the user has it, to h_0 (..., d).
+        step: h_k to h_{k+1}, same shape; operation between loops included, so the audited state is the decoded one.
+        readout: h_k to logits (..., vocab), as after the last loop.
+        num_loops: K, as trained.
+        module: owner of the parameters: dtype, device, float64 and parameter symmetries come from it; None if unknown.
+        sublayers: the residual steps that make up the loop, between-loop operation left out; empty if unknown.
+        name: for reports.
+    """
+
+    embed: Callable[[Any], Tensor]
+    step: Callable[[Tensor], Tensor]
+    readout: Callable[[Tensor], Tensor]
+    num_loops: int
+    module: nn.Module | None = None
+    sublayers: Sequence[Callable[[Tensor], Tensor]] = ()
+    name: str = "looped model"
 
 
 def unroll(step: Callable[[Tensor], Tensor], h: Tensor, num_loops: int) -> tuple[Tensor, ...]:
