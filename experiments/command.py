@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
+from experiments.config import TRAINING_PRESETS, Optimiser, RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus, default_cache, prepare
 from experiments.errors import UsageError
 from experiments.experiment import run
 from experiments.tables import markdown, rows_as_markdown
 from experiments.training.trainer import Execution
-from experiments.variants import VARIANTS, nearest_first, select
+from experiments.variants import VARIANTS, find, nearest_first, select
 from models import PRESETS
 
 DESCRIPTION = """Train looped language models by variant, evaluate them, and print what was predicted and what happened.
@@ -29,7 +29,7 @@ Every run writes one folder, OUT/VARIANT-SEED. Variants:
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     variant: str
-    """A variant's name, or `all` for every one and a comparison."""
+    """A variant's name; `all` for every one and a comparison; `factorial` for the cells of the designed experiment."""
     preset: str = "cpu"
     """Size and training defaults: tiny, cpu (0.8M parameters), 44m, 129m, 1.4b."""
     seeds: tuple[int, ...] = (0,)
@@ -62,15 +62,20 @@ class Arguments:
     recompute: bool = False
     """Save memory by recomputing activations in the backward pass."""
     learning_rate: float | None = None
-    """AdamW's learning rate; the preset's when not given."""
+    """Learning rate; the preset's when not given."""
+    optimiser: Optimiser = "adamw"
+    """adamw (the paper), sgd with momentum, or muon for the matrices of the stack and AdamW for the rest."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
-    """AdamW's weight decay."""
+    """Weight decay, on every parameter."""
     checkpoint_every: int = 100
     """Optimiser steps between checkpoints."""
+    snapshots: int | None = None
+    """How many times the weights are kept during training, for the attribution of growth (each as large as the model);
+    when not given 10 for tiny and cpu, none for the larger ones."""
 
 
 def main() -> None:
@@ -82,6 +87,7 @@ def main() -> None:
         device=_device(arguments.device),
         compile=arguments.compile,
         checkpoint_every=_at_least_1("checkpoint-every", arguments.checkpoint_every),
+        snapshots=_snapshots(arguments),
     )
     _require_seeds(arguments.seeds)
     _require_packages()
@@ -113,7 +119,7 @@ def main() -> None:
                 tokens=tokens,
             )
             summaries.append(_run_and_print(config, tokens, arguments, execution))
-    if len(summaries) > 1:
+    if len(summaries) > 1 and arguments.variant != "factorial":  # its cells differ in training, too
         from experiments.comparison import compare
 
         folder = arguments.out / ("comparison" if arguments.variant == "all" else f"comparison-{arguments.variant}")
@@ -125,7 +131,7 @@ def _run_and_print(
     config: RunConfig, tokens: TokenCorpus, arguments: Arguments, execution: Execution
 ) -> dict[str, Any]:
     num_loops = config.model.num_loops if arguments.loops is None else arguments.loops
-    print(f"\n# {config.name}: {VARIANTS[config.variant].summary}\n", flush=True)
+    print(f"\n# {config.name}: {find(config.variant).summary}\n", flush=True)
     summary = run(config, tokens, arguments.out, execution, num_loops=num_loops, resume=arguments.resume)
     print(rows_as_markdown(summary["table"]))
     if summary["validation_at_num_loops"] is not None:
@@ -172,6 +178,7 @@ def _training(arguments: Arguments) -> TrainingConfig:
             **given,
             schedule=arguments.schedule,
             warmup_steps=arguments.warmup_steps,
+            optimiser=arguments.optimiser,
             weight_decay=arguments.weight_decay,
             recompute=arguments.recompute or preset.recompute,
         )
@@ -188,6 +195,14 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"cannot use --device {name} ({reason}); use auto or cpu.") from error
+
+
+def _snapshots(arguments: Arguments) -> int:
+    if arguments.snapshots is None:
+        return 10 if arguments.preset in ("tiny", "cpu") else 0
+    if arguments.snapshots < 0:
+        raise UsageError(f"--snapshots must not be negative, got {arguments.snapshots}.")
+    return arguments.snapshots
 
 
 def _at_least_1(name: str, value: int) -> int:

@@ -3,11 +3,13 @@
 import json
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from experiments.corpus import CorpusConfig, TokenCorpus
-from experiments.variants import VARIANTS
+from experiments.variants import find
 from models import PRESETS, BetweenConfig, ModelConfig, ReadoutConfig, Supervision
+
+Optimiser = Literal["adamw", "sgd", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +20,12 @@ class TrainingConfig:
         steps: optimiser steps.
         batch_size: sequences a step.
         micro_batches: parts a batch is cut into, gradients accumulated; less memory, the same result up to rounding.
-        learning_rate: AdamW's, after warm-up.
+        optimiser: `adamw` (the paper), `sgd` with momentum 0.9, or `muon` for the matrices of the stack with AdamW for
+            the rest.
+        learning_rate: after warm-up.
         schedule: `constant` (the paper) or `cosine` to zero at the last step.
         warmup_steps: steps of linear warm-up.
-        weight_decay: AdamW's, on every parameter (the paper).
+        weight_decay: decoupled for AdamW and Muon, on every parameter (the paper).
         clip_norm: global gradient-norm clip.
         recompute: recompute activations in the backward pass; less memory, slower.
     """
@@ -29,6 +33,7 @@ class TrainingConfig:
     steps: int
     batch_size: int
     micro_batches: int = 1
+    optimiser: Optimiser = "adamw"
     learning_rate: float = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
@@ -42,6 +47,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches={self.micro_batches} must divide batch_size={self.batch_size}.")
+        if self.optimiser not in get_args(Optimiser):
+            raise ValueError(f"unknown optimiser '{self.optimiser}'; known: {', '.join(get_args(Optimiser))}.")
         for name in ("learning_rate", "clip_norm"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")
@@ -122,14 +129,14 @@ def resolve(
     tokens: TokenCorpus,
 ) -> RunConfig:
     """Put a variant on a preset's size; the vocabulary is the tokeniser's, which may be smaller than asked for."""
-    chosen = VARIANTS[variant]
+    chosen = find(variant)
     return RunConfig(
         variant=variant,
         preset=preset,
         seed=seed,
         model=chosen.model_config(replace(PRESETS[preset], vocab_size=tokens.vocab_size)),
         supervision=chosen.supervision,
-        training=training,
+        training=replace(training, **chosen.training),
         corpus=corpus,
         corpus_key=tokens.key,
     )

@@ -17,7 +17,7 @@ from experiments.measure.validation import held_out_windows, validate
 from experiments.runs import CONFIG, SESSIONS, SUMMARY, read_config, read_sessions, read_summary, write_config
 from experiments.training.metrics import read_metrics
 from experiments.training.trainer import Execution, train
-from experiments.variants import VARIANTS
+from experiments.variants import find
 from models import LoopedLM
 
 VALIDATION_WINDOWS = 128
@@ -114,7 +114,7 @@ def _summarise(config: RunConfig, corpus: TokenCorpus, model: LoopedLM, folder: 
         "validation": asdict(validation),
         "validation_at_num_loops": other_loops,
         "state": asdict(state),
-        "table": as_dicts(table(VARIANTS[config.variant], config.model, validation, state)),
+        "table": as_dicts(table(find(config.variant), config.model, validation, state)),
     }
 
 

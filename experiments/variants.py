@@ -1,49 +1,18 @@
 """Every named variant, in one table: what readout, what loss, what between loops, and which control it is.
 
-The first nine are the paper's conditions (arXiv 2606.24898, table 1) with LayerNorm beside RMSNorm; the last four are
-controls for a confound: embeddings N(0, 1) that are also the head reward a large state by themselves.
+The first nine are the paper's conditions (arXiv 2606.24898, table 1) with LayerNorm beside RMSNorm; the last six are
+controls for a confound: embeddings N(0, 1) that are also the head reward a large state by themselves. With the two
+central variants they make a full factorial of readout, head and initialisation.
 """
 
 import difflib
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import re
+from dataclasses import replace
 
 from experiments.errors import UsageError
-from models import BetweenConfig, ModelConfig, ReadoutConfig, Supervision
-
-SMALL_EMBEDDING_STD = 0.02
-
-RAW = ReadoutConfig(kind="raw", gain=False)
-RMSNORM = ReadoutConfig(kind="rmsnorm")
-PER_LOOP = Supervision(placement="per_loop")
-TERMINAL = Supervision(placement="terminal")
-PENALTY = 0.01  # the paper's coefficient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """A condition of the experiment.
-
-    Attributes:
-        name: on the command line.
-        summary: one line for people.
-        readout, supervision, between, embedding_std: what it sets in the model and the loss.
-        final_norm: what is predicted of the last loop's mean Euclidean norm: `tens` (the paper: the scale is pinned),
-            `grows` (the paper: nothing pins it), `settles` (theory P8: the norm between loops bounds it across loops,
-            not its size), or None where nobody has made a prediction.
-    """
-
-    name: str
-    summary: str
-    readout: ReadoutConfig
-    supervision: Supervision
-    between: BetweenConfig = field(default_factory=BetweenConfig)
-    embedding_std: float = 1.0
-    final_norm: Literal["tens", "grows", "settles"] | None
-
-    def model_config(self, size: ModelConfig) -> ModelConfig:
-        """The size's architecture with this variant's choices."""
-        return replace(size, readout=self.readout, between=self.between, embedding_std=self.embedding_std)
+from experiments.factorial import FACTORIAL
+from experiments.variant import PENALTY, PER_LOOP, RAW, RMSNORM, SMALL_EMBEDDING_STD, TERMINAL, Variant
+from models import BetweenConfig, ReadoutConfig
 
 
 def _untied(readout: ReadoutConfig) -> ReadoutConfig:
@@ -145,28 +114,55 @@ _ALL = (
         embedding_std=SMALL_EMBEDDING_STD,
         final_norm=None,
     ),
+    Variant(
+        name="untied_small_init_scale_invariant",
+        summary="control: scale_invariant with an untied head and embeddings N(0, 0.02^2)",
+        readout=_untied(RMSNORM),
+        supervision=PER_LOOP,
+        embedding_std=SMALL_EMBEDDING_STD,
+        final_norm=None,
+    ),
+    Variant(
+        name="untied_small_init_scale_visible",
+        summary="control: scale_visible with an untied head and embeddings N(0, 0.02^2)",
+        readout=_untied(RAW),
+        supervision=PER_LOOP,
+        embedding_std=SMALL_EMBEDDING_STD,
+        final_norm=None,
+    ),
 )
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
+def find(name: str) -> Variant:
+    """A variant of the table, or a cell of the factorial, by its exact name.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    return (VARIANTS | FACTORIAL)[name]
+
+
 def visible_partner(name: str) -> str:
     """The variant with a raw readout and the same head, initialisation and loss placement."""
-    prefixes = [prefix for prefix in ("terminal_", "untied_", "small_init_") if name.startswith(prefix)]
-    return "".join(prefixes) + "scale_visible"
+    prefixes = re.match("(terminal_|untied_|small_init_)*", name)
+    return (prefixes[0] if prefixes else "") + "scale_visible"
 
 
 def select(name: str) -> list[Variant]:
-    """The variants a command names: one, or `all`.
+    """The variants a command names: one, `all` of the table, or the cells of the `factorial`.
 
     Raises:
         UsageError: the name is unknown; the known ones are listed, nearest first.
     """
     if name == "all":
         return list(VARIANTS.values())
-    if name in VARIANTS:
-        return [VARIANTS[name]]
-    known = nearest_first(name, ["all", *VARIANTS])
+    if name == "factorial":
+        return list(FACTORIAL.values())
+    if name in VARIANTS | FACTORIAL:
+        return [find(name)]
+    known = nearest_first(name, ["all", "factorial", *VARIANTS])
     raise UsageError(f"unknown variant '{name}'; known, nearest first: {', '.join(known)}.")
 
 

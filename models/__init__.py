@@ -1,6 +1,6 @@
 """Looped language models: what they are made of, and the losses that train them."""
 
-from models.config import BetweenConfig, ModelConfig, ReadoutConfig
+from models.config import BetweenConfig, ModelConfig, PositionKind, ReadoutConfig
 from models.looped_lm import LoopedLM
 from models.losses import Loss, Supervision, chunked_cross_entropy, looped_loss
 from models.presets import PRESETS
@@ -11,6 +11,7 @@ __all__ = [
     "Loss",
     "LoopedLM",
     "ModelConfig",
+    "PositionKind",
     "ReadoutConfig",
     "Supervision",
     "chunked_cross_entropy",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def random_state() -> dict[str, Tensor]:
 
 def capture(
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     step: int,
     config: dict[str, Any],
     random: dict[str, Tensor],
@@ -53,20 +54,23 @@ def capture(
     """Everything that decides the rest of the run; `random` is the `random_state` before step `step` draws."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter, state in optimiser.state.items():
-        for key, value in state.items():
-            tensors[f"optimiser.{names[parameter]}.{key}"] = value
+    for optimiser in optimisers:
+        for parameter, state in optimiser.state.items():
+            for key, value in state.items():
+                tensors[f"optimiser.{names[parameter]}.{key}"] = value
     tensors |= {f"random.{name}": state for name, state in random.items()}
     return Checkpoint(step=step, config=config, tensors={n: t.detach().cpu() for n, t in tensors.items()})
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put a captured state back into a model and an optimiser of the same configuration."""
+def restore(checkpoint: Checkpoint, model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> None:
+    """Put a captured state back into a model and optimisers of the same configuration."""
     model.load_state_dict(checkpoint.part("model"))
-    for name, parameter in model.named_parameters():
-        state = checkpoint.part(f"optimiser.{name}")
-        # AdamW keeps its step counter where the update runs: on the parameter's device, as it is fused.
-        optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for optimiser in optimisers:
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            state = checkpoint.part(f"optimiser.{names[parameter]}")
+            # AdamW keeps its step counter where the update runs: on the parameter's device, as it is fused.
+            optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     random = checkpoint.part("random")
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():

@@ -1,15 +1,35 @@
-"""AdamW and its learning rate."""
+"""The optimisers of a run, and their learning rate."""
 
 import math
 
-import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from experiments.config import TrainingConfig
 from models import LoopedLM
 
+SGD_MOMENTUM = 0.9
 
-def build_optimiser(model: LoopedLM, config: TrainingConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+def build_optimisers(model: LoopedLM, config: TrainingConfig) -> tuple[Optimizer, ...]:
+    """One optimiser, or two that share the parameters: Muon is made for the matrices of the stack alone."""
+    rate, decay = config.learning_rate, config.weight_decay
+    match config.optimiser:
+        case "adamw":
+            return (AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True),)
+        case "sgd":
+            return (SGD(model.parameters(), lr=rate, weight_decay=decay, momentum=SGD_MOMENTUM),)
+        case "muon":
+            matrices = [p for p in model.sublayers.parameters() if p.ndim == 2]
+            others = _without(list(model.parameters()), matrices)
+            # Scaled so that AdamW's rate fits both (Liu et al., arXiv 2502.16982).
+            muon = Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            return muon, AdamW(others, lr=rate, weight_decay=decay, fused=True)
+
+
+def _without(parameters: list[nn.Parameter], removed: list[nn.Parameter]) -> list[nn.Parameter]:
+    gone = {id(parameter) for parameter in removed}
+    return [parameter for parameter in parameters if id(parameter) not in gone]
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from experiments.config import RunConfig
 from experiments.errors import RunError
 from experiments.training import checkpoint as checkpoints
+from experiments.training import snapshots
 from experiments.training.batches import Windows
 from experiments.training.interrupt import deferred_interrupt
 from experiments.training.metrics import MetricsLog
-from experiments.training.optimiser import build_optimiser, learning_rate
+from experiments.training.optimiser import build_optimisers, learning_rate
 from models import LoopedLM, Loss, looped_loss
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -34,12 +37,14 @@ class Execution:
         compile: compile the loop body once; pays on GPUs and on CPU runs of many minutes.
         checkpoint_every: optimiser steps between checkpoints.
         log_every: optimiser steps between records of the training curve.
+        snapshots: how many times the weights are kept, beside those at the start.
     """
 
     device: torch.device
     compile: bool = False
     checkpoint_every: int = 100
     log_every: int = 10
+    snapshots: int = 0
 
 
 def build_model(config: RunConfig, device: torch.device) -> LoopedLM:
@@ -58,8 +63,8 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
             state is saved), or the checkpoint is of another run.
     """
     model = build_model(config, execution.device)
-    optimiser = build_optimiser(model, config.training)
-    done = _resume(config, model, optimiser, folder / CHECKPOINT)
+    optimisers = build_optimisers(model, config.training)
+    done = _resume(config, model, optimisers, folder / CHECKPOINT)
     if done >= config.training.steps:
         return model
     windows = Windows(
@@ -75,7 +80,7 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
     metrics = MetricsLog(folder, done)
     model.train()
     try:
-        _optimise(config, model, optimiser, windows, metrics, folder / CHECKPOINT, execution, done)
+        _optimise(config, model, optimisers, windows, metrics, folder, execution, done)
     finally:
         metrics.close()
         # The compiled step is bound to this model in this dtype: a copy made to measure in float64 must not carry it.
@@ -83,27 +88,28 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
     return model
 
 
-def _resume(config: RunConfig, model: LoopedLM, optimiser: torch.optim.Optimizer, path: Path) -> int:
+def _resume(config: RunConfig, model: LoopedLM, optimisers: Sequence[Optimizer], path: Path) -> int:
     if not path.exists():
         return 0
     saved = checkpoints.load(path)
     if saved.config != config.to_dict():
         raise RunError(f"{path} was made by another configuration; choose another --out, or delete that folder.")
-    checkpoints.restore(saved, model, optimiser)
+    checkpoints.restore(saved, model, optimisers)
     return saved.step
 
 
 def _optimise(
     config: RunConfig,
     model: LoopedLM,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[Optimizer],
     windows: Windows,
     metrics: MetricsLog,
-    path: Path,
+    folder: Path,
     execution: Execution,
     done: int,
 ) -> None:
-    last = config.training.steps
+    last, path = config.training.steps, folder / CHECKPOINT
+    keep = snapshots.snapshot_steps(last, execution.snapshots)
     finite = torch.ones((), dtype=torch.bool, device=execution.device)
     timer = _Timer()
     step = done
@@ -121,15 +127,17 @@ def _optimise(
             stop = step == last or interrupted.is_set()
             save = step > done and (stop or step % execution.checkpoint_every == 0)
             log = step < last and ((step + 1) % execution.log_every == 0 or step + 1 == last)
-            if (save or log or stop) and not finite:
+            if (save or log or stop or step in keep) and not finite:
                 raise RunError(_diverged(config, step, path))
+            if step in keep:
+                snapshots.save(model, folder, step)
             if save:
-                checkpoints.save(checkpoints.capture(model, optimiser, step, config.to_dict(), random), path)
+                checkpoints.save(checkpoints.capture(model, optimisers, step, config.to_dict(), random), path)
                 if not terminal:
                     print(f"{config.name}: step {step} of {last}, loss {loss.total.item():.3f}", file=sys.stderr)
             if stop:
                 break
-            _update(config, model, optimiser, step)
+            _update(config, optimisers, step)
             step += 1
             timer.tokens += targets.numel()
             bar.update()
@@ -167,10 +175,11 @@ def _gradients(config: RunConfig, model: LoopedLM, inputs: Tensor, targets: Tens
     return _mean_loss(losses), torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
 
 
-def _update(config: RunConfig, model: LoopedLM, optimiser: torch.optim.Optimizer, step: int) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, config.training)
-    optimiser.step()
+def _update(config: RunConfig, optimisers: Sequence[Optimizer], step: int) -> None:
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, config.training)
+        optimiser.step()
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

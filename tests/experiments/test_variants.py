@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.errors import UsageError
-from experiments.variants import VARIANTS, select
+from experiments.variants import VARIANTS, select, visible_partner
 from models import PRESETS, LoopedLM
 
 NAMES = [
@@ -20,6 +20,8 @@ NAMES = [
     "untied_scale_visible",
     "small_init_scale_invariant",
     "small_init_scale_visible",
+    "untied_small_init_scale_invariant",
+    "untied_small_init_scale_visible",
 ]
 
 
@@ -38,10 +40,16 @@ def test_a_variant_is_what_its_name_says(name):
     assert (variant.supervision.placement == "terminal") == name.startswith("terminal")
     assert variant.supervision.norm_penalty == (0.01 if name.endswith("penalty") else None)  # the paper's
     assert (model.head is not None) == name.startswith("untied")
-    assert (model.token_embedding.weight.std() < 0.1) == name.startswith("small_init")
+    assert (model.token_embedding.weight.std() < 0.1) == ("small_init" in name)
     assert (model.config.between.kind == "rmsnorm") == (name == "scale_removing")
 
 
 def test_a_mistyped_name_gets_the_known_ones_nearest_first():
     with pytest.raises(UsageError, match=r"unknown variant 'scale_visibel'; known, nearest first: scale_visible, "):
         select("scale_visibel")
+
+
+def test_the_raw_partner_differs_in_the_readout_alone():
+    assert visible_partner("untied_small_init_scale_invariant") == "untied_small_init_scale_visible"
+    assert visible_partner("terminal_norm_penalty") == "terminal_scale_visible"
+    assert visible_partner("scale_removing") == "scale_visible"

@@ -91,12 +91,13 @@ def test_stopped_and_resumed_equals_never_stopped(how, tmp_path, cache, uninterr
     assert steps == list(range(10, STEPS + 1, 10))
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("forgotten", ["random", "optimiser"])
 def test_forgetting_a_part_of_the_state_would_be_seen(
-    forgotten, make_config, synthetic, execution, tmp_path, monkeypatch
+    forgotten, optimiser, make_config, synthetic, execution, tmp_path, monkeypatch
 ):
     """Negative control: the same comparison fails when the random state or the moments are not restored."""
-    config = make_config(steps=12)
+    config = make_config(steps=12, optimiser=optimiser)
     config = replace(config, model=replace(config.model, dropout=0.1))  # without it nothing random is left to restore
     whole = train(config, synthetic.train, tmp_path / "whole", execution)
 
@@ -113,13 +114,13 @@ def test_forgetting_a_part_of_the_state_would_be_seen(
     assert equal(train_in_two(tmp_path / "good"))
     restore = checkpoints.restore
 
-    def forgetful(saved, model, optimiser):
+    def forgetful(saved, model, optimisers):
         random = torch.get_rng_state()
-        restore(saved, model, optimiser)
+        restore(saved, model, optimisers)
         if forgotten == "random":
             torch.set_rng_state(random)
         else:
-            optimiser.state.clear()
+            optimisers[0].state.clear()
 
     monkeypatch.setattr(checkpoints, "restore", forgetful)
     assert not equal(train_in_two(tmp_path / "bad"))

@@ -49,9 +49,10 @@ def test_gradients_are_clipped(make_config, synthetic, execution, tmp_path, monk
     norms = []
     real = trainer._update
 
-    def spy(config, model, optimiser, step):
-        norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
-        real(config, model, optimiser, step)
+    def spy(config, optimisers, step):
+        parameters = [p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
+        norms.append(torch.stack([p.grad.norm() for p in parameters]).norm().item())
+        real(config, optimisers, step)
 
     monkeypatch.setattr(trainer, "_update", spy)
     train(make_config(clip_norm=0.25), synthetic.train, tmp_path, execution)

@@ -1,0 +1,31 @@
+"""The weights of a run at a few steps, kept so that its growth can be attributed afterwards."""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from experiments.files import atomic_path
+
+FOLDER = "snapshots"
+
+
+def snapshot_steps(steps: int, count: int) -> set[int]:
+    """Step 0 and up to `count` later ones, evenly spaced in the logarithm, the last of the run among them."""
+    if count == 0:
+        return set()
+    return {0, *np.geomspace(1, steps, count).round().astype(int).tolist(), steps}
+
+
+def save(model: nn.Module, folder: Path, step: int) -> None:
+    """Write the weights after `step` steps, model weights only, into a run's folder."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(folder / FOLDER / f"step-{step:06d}.safetensors") as temporary:
+        save_file(weights, temporary)
+
+
+def load(folder: Path) -> dict[int, dict[str, Tensor]]:
+    """The weights of a run's folder by step, in order; empty where none were kept."""
+    paths = sorted((folder / FOLDER).glob("step-*.safetensors"))
+    return {int(path.stem.removeprefix("step-")): load_file(path) for path in paths}
