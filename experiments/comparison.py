@@ -1,7 +1,7 @@
 """Variants side by side over seeds, with intervals, and the claims that only a comparison can test."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +9,12 @@ from typing import Any, Literal
 import pandas as pd
 from scipy import stats
 
+from experiments.effects import CORE, as_markdown, core_runs, is_complete, tables
 from experiments.errors import UsageError
 from experiments.expectations import Row, Verdict, as_dicts
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
+from experiments.provenance import provenance
 from experiments.tables import markdown, rows_as_markdown
 from experiments.variants import VARIANTS, visible_partner
 
@@ -76,6 +78,13 @@ CONTRASTS = (
         bound=100.0,
         note=" (withdrawn after seed 0 was seen, LOG.md)",
     ),
+)
+
+
+INTERVALS = (
+    "Intervals: 95 % each, Student t over seeds (of the logarithm for norms, ratios and fractions); none with one "
+    "seed. The raw partner is the variant with a raw readout and the same head, initialisation and loss placement, "
+    "same seed. "
 )
 
 
@@ -237,30 +246,8 @@ def _markdown(summaries: list[dict[str, Any]], by_loop: pd.DataFrame, claims: li
     parts = [markdown(header, rows)]
     if claims:
         parts.append(rows_as_markdown(as_dicts(claims)))
-    parts.append(_provenance(summaries))
+    core = core_runs(summaries)
+    if is_complete(core, CORE, 2 ** len(CORE)):
+        parts.append("Full factorial of readout, head and embeddings:\n\n" + as_markdown(tables(core, CORE)))
+    parts.append(INTERVALS + provenance(summaries))
     return "\n\n".join(parts)
-
-
-def _provenance(summaries: list[dict[str, Any]]) -> str:
-    first = summaries[0]
-    training, corpus = first["config"]["training"], first["corpus"]
-    sessions = [session for summary in summaries for session in summary["sessions"]]
-
-    def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
-        return ", ".join(sorted({describe(session) for session in sessions}))
-
-    dates = sorted(session["date"][:10] for session in sessions)
-    return (
-        "Intervals: 95 % each, Student t over seeds (of the logarithm for norms, ratios and fractions); none with one "
-        "seed. The raw partner is the variant with a raw readout and the same head, initialisation and loss placement, "
-        "same seed. "
-        f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens. "
-        f"Preset {first['config']['preset']} ({first['parameters']:,} parameters in {first['variant']}), "
-        f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
-        f"learning rate {training['learning_rate']:g}, seeds "
-        f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
-        f"Made {dates[0]} to {dates[-1]} on {all_of(lambda s: s['processor'])}, "
-        f"{all_of(lambda s: str(s['torch_threads']))} thread(s), Python {all_of(lambda s: s['python'])}, torch "
-        f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
-        f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
-    )

@@ -16,7 +16,9 @@ from experiments.errors import exit_status  # noqa: E402
 def main() -> None:
     """Parse the command line and carry it out."""
     from experiments.comparison import compare
+    from experiments.effects import publish_factorial
     from experiments.errors import UsageError
+    from experiments.factorial import FACTORIAL
     from experiments.files import write_json
     from experiments.readme import replace_section
     from experiments.runs import finished_summaries
@@ -33,7 +35,8 @@ def main() -> None:
         print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
     if not summaries:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
-    text = compare(summaries, arguments.results)
+    designed = all(summary["variant"] in FACTORIAL for summary in summaries)
+    text = (publish_factorial if designed else compare)(summaries, arguments.results)
     write_json(arguments.results / "runs.json", [_record(summary) for summary in summaries])
     root = Path(__file__).resolve().parents[1]
     replace_section(arguments.readme or root / "README.md", arguments.results.name, text)

@@ -1,0 +1,177 @@
+"""Effects and interactions of a two-level factorial on the final norm and the cross-entropy.
+
+With levels coded -1 and +1 and an orthogonal design, an effect is the mean at +1 minus the mean at -1; that of a
+product of factors is their interaction. Its error is the spread of seeds within cells; where there is one run a cell,
+Lenth's pseudo standard error, which takes most effects to be small (Lenth, Technometrics 31(4), 1989).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from experiments.errors import UsageError
+from experiments.factorial import FACTORIAL, FACTORS, levels_of
+from experiments.files import atomic_path
+from experiments.provenance import provenance
+from experiments.tables import markdown
+from experiments.variant import PER_LOOP, Variant
+from experiments.variants import VARIANTS
+
+CORE = ("readout", "head", "embeddings")
+RESPONSES = {"log_l2_norm": "final L2 norm, factor", "cross_entropy": "final cross-entropy, nats"}
+NOTE = (
+    "An effect is the change from {low} to {high}, averaged over all other settings: a factor for the norm, a "
+    "difference for the cross-entropy; a product of factors is an interaction (half the change of one's effect by the "
+    "other, so that squaring a norm's interaction gives the ratio of ratios). Intervals: 95 %, {error}."
+)
+
+
+def core_levels(variant: Variant) -> dict[str, str] | None:
+    """Levels of the three core factors; None for a variant that is not a cell of that factorial."""
+    kind = {("raw", False): "raw", ("rmsnorm", True): "rmsnorm"}.get((variant.readout.kind, variant.readout.gain))
+    if kind is None or variant.supervision != PER_LOOP or variant.between.kind != "none":
+        return None
+    return {
+        "readout": kind,
+        "head": "tied" if variant.readout.tied else "untied",
+        "embeddings": "unit" if variant.embedding_std == 1.0 else "small",
+    }
+
+
+def core_runs(summaries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The runs of the table of variants that make the full factorial of readout, head and embeddings."""
+    pairs = [(core_levels(VARIANTS[s["variant"]]), s) for s in summaries if s["variant"] in VARIANTS]
+    return pd.DataFrame([levels | _responses(summary) for levels, summary in pairs if levels])
+
+
+def factorial_runs(summaries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """All cells of the designed experiment that were run, one row a run, with their levels."""
+    chosen = [summary for summary in summaries if summary["variant"] in FACTORIAL]
+    return pd.DataFrame([levels_of(summary["variant"]) | _responses(summary) for summary in chosen])
+
+
+def fraction(runs: pd.DataFrame) -> pd.DataFrame:
+    """The half fraction among the factorial's runs: AdamW, and a readout that is one of the two levels."""
+    return runs[(runs["optimiser"] == "adamw") & runs["readout"].isin(FACTORS["readout"])]
+
+
+def is_complete(runs: pd.DataFrame, factors: Sequence[str], cells: int) -> bool:
+    """Every cell was run, with the same seeds: only then are the columns orthogonal."""
+    if runs.empty:
+        return False
+    seeds = runs.groupby(list(factors))["seed"].apply(lambda s: tuple(sorted(s)))
+    return len(seeds) == cells and seeds.nunique() == 1
+
+
+def effects(runs: pd.DataFrame, factors: Sequence[str], response: str) -> pd.DataFrame:
+    """Main effects and two-factor interactions, with 95 % intervals.
+
+    Args:
+        runs: one row a run; a column of level names for each factor, and `seed`. The design must be orthogonal.
+        factors: names of the factors, from `FACTORS`.
+        response: the column to explain.
+
+    Returns:
+        A row an effect: `effect`, `estimate`, `low`, `high`, in units of the response, and the `error` used.
+
+    Raises:
+        ValueError: the columns are not orthogonal, so effects would be mixed.
+    """
+    y = runs[response].to_numpy(dtype=float)
+    signs = {f: np.array([2 * FACTORS[f].index(level) - 1 for level in runs[f]], dtype=float) for f in factors}
+    columns = dict(signs) | {
+        f"{first} x {second}": signs[first] * signs[second] for first, second in itertools.combinations(factors, 2)
+    }
+    matrix = np.column_stack([np.ones(len(y)), *columns.values()])
+    if not np.array_equal(matrix.T @ matrix, len(y) * np.eye(matrix.shape[1])):
+        raise ValueError("the runs are not an orthogonal design; run every cell with the same seeds.")
+    estimates = np.array([2.0 * (column @ y) / len(y) for column in columns.values()])
+    half, error = _half_width(runs.assign(_y=y), factors, estimates)
+    return pd.DataFrame(
+        {"effect": list(columns), "estimate": estimates, "low": estimates - half, "high": estimates + half}
+    ).assign(error=error)
+
+
+def _half_width(runs: pd.DataFrame, factors: Sequence[str], estimates: np.ndarray) -> tuple[float, str]:
+    cells = runs.groupby(list(factors))["_y"]
+    freedom = int((cells.count() - 1).sum())
+    if freedom > 0:
+        variance = float(((cells.count() - 1) * cells.var().fillna(0.0)).sum()) / freedom
+        width = float(stats.t.ppf(0.975, freedom)) * math.sqrt(4.0 * variance / len(runs))
+        return width, f"Student t, spread of seeds within cells, {freedom} degrees of freedom"
+    size = np.abs(estimates)
+    typical = 1.5 * float(np.median(size))
+    pseudo = 1.5 * float(np.median(size[size < 2.5 * typical])) if typical > 0.0 else 0.0
+    freedom_lenth = len(estimates) / 3
+    return float(stats.t.ppf(0.975, freedom_lenth)) * pseudo, "Lenth's pseudo standard error, one run a cell"
+
+
+def tables(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """The effects on every response, one under the other."""
+    return pd.concat([effects(runs, factors, response).assign(response=response) for response in RESPONSES])
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Effects as a table: factors for the norm, differences for the cross-entropy."""
+
+    def shown(row: Any) -> str:
+        values = np.array([row.estimate, row.low, row.high])
+        if row.response == "log_l2_norm":
+            values = np.exp(values)
+            return f"{values[0]:.3g} [{values[1]:.3g}, {values[2]:.3g}]"
+        return f"{values[0]:+.3f} [{values[1]:+.3f}, {values[2]:+.3f}]"
+
+    cells = {(row.effect, row.response): shown(row) for row in table.itertuples()}
+    names = list(dict.fromkeys(table["effect"]))
+    low, high = (", ".join(levels[i] for name, levels in FACTORS.items() if name in names) for i in (0, 1))
+    note = NOTE.format(low=low, high=high, error=table["error"].iloc[0])
+    rows = [[name, *(cells[name, response] for response in RESPONSES)] for name in names]
+    return markdown(["effect", *RESPONSES.values()], rows) + "\n\n" + note
+
+
+def publish_factorial(summaries: Sequence[dict[str, Any]], out: Path) -> str:
+    """Write the designed experiment's runs and effects into a folder; return the Markdown.
+
+    Raises:
+        UsageError: a cell of the fraction is missing.
+    """
+    runs = factorial_runs(summaries)
+    if runs.empty or not is_complete(fraction(runs), tuple(FACTORS), 2 ** (len(FACTORS) - 1)):
+        raise UsageError("the factorial is incomplete; run --variant factorial with --resume first.")
+    table = tables(fraction(runs), tuple(FACTORS))
+    parts = [as_markdown(table), _cells(runs), provenance(summaries)]
+    for name, frame in (("runs", runs), ("effects", table)):
+        with atomic_path(out / f"{name}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+    text = "\n\n".join(parts)
+    with atomic_path(out / "factorial.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def _cells(runs: pd.DataFrame) -> str:
+    """Every cell as run: what the fraction does not cover is read here."""
+    names = [*FACTORS, "optimiser"]
+    grouped = runs.groupby(names, sort=False)
+    rows = [
+        [*map(str, levels), str(len(cell)), f"{math.exp(cell['log_l2_norm'].mean()):.3g}", f"{ce:.3f}"]
+        for levels, cell in grouped
+        for ce in [cell["cross_entropy"].mean()]
+    ]
+    return markdown([*names, "runs", "final L2 norm", "cross-entropy"], rows)
+
+
+def _responses(summary: dict[str, Any]) -> dict[str, Any]:
+    validation = summary["validation"]
+    return {
+        "run": summary["run"],
+        "seed": summary["seed"],
+        "log_l2_norm": math.log(validation["l2_norm"]["mean"][-1]),
+        "cross_entropy": validation["cross_entropy"][-1],
+    }

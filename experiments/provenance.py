@@ -1,0 +1,27 @@
+"""In one paragraph: what the runs behind a table were, and what they were made with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def provenance(summaries: Sequence[dict[str, Any]]) -> str:
+    """Size, data, seeds, machine, dates and commits of runs of one size and one corpus."""
+    first = summaries[0]
+    training, corpus = first["config"]["training"], first["corpus"]
+    sessions = [session for summary in summaries for session in summary["sessions"]]
+
+    def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
+        return ", ".join(sorted({describe(session) for session in sessions}))
+
+    dates = sorted(session["date"][:10] for session in sessions)
+    return (
+        f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens. "
+        f"Preset {first['config']['preset']} ({first['parameters']:,} parameters in {first['variant']}), "
+        f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
+        f"learning rate {training['learning_rate']:g}, seeds "
+        f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
+        f"Made {dates[0]} to {dates[-1]} on {all_of(lambda s: s['processor'])}, "
+        f"{all_of(lambda s: str(s['torch_threads']))} thread(s), Python {all_of(lambda s: s['python'])}, torch "
+        f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
+        f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
+    )

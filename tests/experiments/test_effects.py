@@ -1,0 +1,64 @@
+"""Effects of a factorial: recovered where they were planted, absent where not, refused where they would be mixed."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.effects import CORE, core_levels, effects, is_complete
+from experiments.factorial import FACTORS
+from experiments.variants import find
+
+
+def design(factors, *, seeds, noise, planted):
+    """A full factorial with responses made of planted half-effects and noise."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for signs in itertools.product((-1, 1), repeat=len(factors)):
+        coded = dict(zip(factors, signs, strict=True))
+        mean = sum(half * np.prod([coded[f] for f in key]) for key, half in planted.items())
+        for seed in range(seeds):
+            levels = {f: FACTORS[f][(coded[f] + 1) // 2] for f in factors}
+            rows.append(levels | {"seed": seed, "y": 3.0 + mean + noise * generator.standard_normal()})
+    return pd.DataFrame(rows)
+
+
+PLANTED = {("readout",): 1.0, ("readout", "head"): -0.5}
+
+
+@pytest.mark.parametrize("seeds, factors, noise", [(3, CORE, 0.05), (1, tuple(FACTORS), 0.02)])
+def test_planted_effects_are_found_and_no_others(seeds, factors, noise):
+    table = effects(design(factors, seeds=seeds, noise=noise, planted=PLANTED), factors, "y").set_index("effect")
+    assert table.loc["readout", "estimate"] == pytest.approx(2.0, abs=0.1)
+    assert table.loc["readout x head", "estimate"] == pytest.approx(-1.0, abs=0.1)
+    found = table.index[(table["low"] > 0) | (table["high"] < 0)]
+    assert {"readout", "readout x head"} <= set(found)
+    assert len(found) <= 3  # fifteen 95 % intervals may err once
+    assert ("Lenth" in table["error"].iloc[0]) == (seeds == 1)
+
+
+def test_noise_widens_the_interval():
+    narrow, wide = (effects(design(CORE, seeds=3, noise=n, planted=PLANTED), CORE, "y") for n in (0.1, 1.0))
+    widths = [(table["high"] - table["low"]).iloc[0] for table in (narrow, wide)]
+    assert widths[1] == pytest.approx(10 * widths[0], rel=1e-6)
+
+
+def test_an_incomplete_design_is_refused():
+    runs = design(CORE, seeds=2, noise=0.1, planted=PLANTED)
+    assert is_complete(runs, CORE, 8)
+    assert not is_complete(runs.iloc[1:], CORE, 8) and not is_complete(runs[:0], CORE, 8)
+    with pytest.raises(ValueError, match="not an orthogonal design"):
+        effects(runs.iloc[1:], CORE, "y")
+
+
+def test_the_table_of_variants_holds_the_full_core_factorial():
+    names = [
+        f"{prefix}scale_{kind}"
+        for prefix in ("", "untied_", "small_init_", "untied_small_init_")
+        for kind in ("visible", "invariant")
+    ]
+    levels = [core_levels(find(name)) for name in names]
+    assert len({tuple(level.values()) for level in levels if level}) == 8
+    for other in ("layernorm", "scale_removing", "final_norm", "norm_penalty", "terminal_scale_visible"):
+        assert core_levels(find(other)) is None
