@@ -10,6 +10,7 @@ from torch import Tensor
 from experiments.training.trainer import autocast
 from models import LoopedLM, chunked_cross_entropy
 
+VALIDATION_WINDOWS = 128
 RESCALINGS = (0.5, 2.0)
 NORM_QUANTILES = {"median": 0.5, "p99": 0.99, "max": 1.0}
 
