@@ -1,5 +1,6 @@
 """One pass over held-out tokens, and what every readout on the way says of every token; the tables are made of this."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,11 @@ class HeldOut:
     l2_norm: Float[Tensor, "loops windows time"]
     state_change: Float[Tensor, "loops windows time"]
     final_states: Float[Tensor, "windows time d"]
+
+    def mean_cross_entropy(self) -> list[float]:
+        """Nats a token after every loop."""
+        means: list[float] = self.cross_entropy.double().mean((1, 2)).tolist()
+        return means
 
 
 @torch.no_grad()
@@ -108,6 +114,28 @@ def decode(
     columns = zip(*(_decode_rows(F.linear(x, model.head_weight), target) for x, target in chunks), strict=True)
     cross_entropy, margin, entropy = (torch.cat(column).view(targets.shape) for column in columns)
     return Decoded(cross_entropy=cross_entropy, margin=margin, entropy=entropy)
+
+
+@torch.no_grad()
+def rescaled_cross_entropy(
+    model: LoopedLM,
+    states: Float[Tensor, "windows time d"],
+    targets: Int[Tensor, "windows time"],
+    factors: Sequence[float],
+    *,
+    batch_size: int = EVALUATION_BATCH,
+) -> list[float]:
+    """Nats a token of last states multiplied by each factor: all factors together, and no further loop."""
+    device = model.head_weight.device
+    scales = torch.tensor(factors, dtype=states.dtype, device=device)[:, None, None, None]
+    totals = torch.zeros(len(factors), dtype=torch.float64)
+    for h, target in zip(states.split(batch_size), targets.split(batch_size), strict=True):
+        with autocast(device):
+            repeated = target.to(device).expand(len(factors), -1, -1)
+            decoded = decode(model, scales * h.to(device), repeated, is_last=True)
+        totals += decoded.cross_entropy.flatten(1).double().sum(1).cpu()
+    means: list[float] = (totals / targets.numel()).tolist()
+    return means
 
 
 def _decode_rows(z: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,112 @@
+"""Loops used when every token leaves as soon as a rule lets it: thresholds set on one half, judged on the other."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from experiments.measure.context import Context
+from experiments.measure.forward import HeldOut
+from experiments.measure.statistics import bootstrap_interval
+
+TOLERANCE = 0.01  # perplexity lost against all K loops
+CANDIDATES = 400
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Exits:
+    """What a policy sees and what leaving costs; index k - 1 of the first dimension is loop k, the last is K.
+
+    Attributes:
+        confidence: a token leaves after the first loop whose confidence is at least the threshold, else after K.
+        cross_entropy: nats when it leaves there.
+    """
+
+    confidence: Float[Tensor, "loops windows time"]
+    cross_entropy: Float[Tensor, "loops windows time"]
+
+    def half(self, which: int) -> "Exits":
+        """Every other window, from the first (0) or the second (1) on: both halves are spread over the text."""
+        return Exits(confidence=self.confidence[:, which::2], cross_entropy=self.cross_entropy[:, which::2])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """Of one threshold: loops used by window, and the perplexity over that of all K loops."""
+
+    loops: Float[np.ndarray, " windows"]
+    perplexity_ratio: float
+
+
+def measure(context: Context) -> dict[str, pd.DataFrame]:
+    """`halting`: policy, threshold, loops_calibration, perplexity_ratio_calibration, average_loops, perplexity_ratio,
+    low, high, met.
+
+    The threshold is the one with fewest loops among those whose perplexity ratio is at most 1.01 on the calibration
+    half; the columns after it are of the other half. `low`, `high`: 95 % bootstrap interval over windows of
+    average_loops, at that threshold. `met`: the other half kept the tolerance. Policies leave when
+        margin        the two largest logits are at least the threshold apart (nats);
+        entropy       the entropy of the prediction is at most the threshold (nats);
+        state_change  |h_k - h_{k-1}| / |h_k| is at most the threshold.
+    A threshold that is infinite lets every token leave after loop 1, or none before K.
+    """
+    return {"halting": pd.DataFrame([_row(name, exits) for name, exits in policies(context).items()])}
+
+
+def policies(context: Context) -> dict[str, Exits]:
+    """The rules, over the trained loops; each is turned so that more confidence is larger."""
+    found: HeldOut = context.held_out
+    trained = slice(0, context.trained_loops)
+    confidences = {"margin": found.margin, "entropy": -found.entropy, "state_change": -found.state_change}
+    return {
+        name: Exits(confidence=confidence[trained], cross_entropy=found.cross_entropy[trained])
+        for name, confidence in confidences.items()
+    }
+
+
+def calibrate(exits: Exits) -> float:
+    """The threshold with fewest loops at which the perplexity stays within the tolerance; +inf (never leave) does."""
+    levels = torch.linspace(0.0, 1.0, CANDIDATES, dtype=torch.float64)
+    values = np.quantile(exits.confidence[:-1].numpy(), levels.numpy()) if len(exits.confidence) > 1 else []
+    thresholds = [-math.inf, *map(float, values), math.inf]
+    outcomes = [(apply(exits, threshold), threshold) for threshold in thresholds]
+    return (
+        min(
+            (outcome.loops.mean(), -threshold)
+            for outcome, threshold in outcomes
+            if outcome.perplexity_ratio <= 1.0 + TOLERANCE
+        )[1]
+        * -1.0
+    )
+
+
+def apply(exits: Exits, threshold: float) -> Outcome:
+    """What leaving at a threshold uses and costs."""
+    leaves: Bool[Tensor, "loops windows time"] = exits.confidence >= threshold
+    leaves = torch.cat([leaves[:-1], torch.ones_like(leaves[-1:])])
+    first = leaves.to(torch.uint8).argmax(0)
+    cross_entropy = exits.cross_entropy.gather(0, first[None])[0].double().mean()
+    lost = (cross_entropy - exits.cross_entropy[-1].double().mean()).item()
+    return Outcome(loops=1.0 + first.double().mean(1).numpy(), perplexity_ratio=math.exp(lost))
+
+
+def _row(policy: str, exits: Exits) -> dict[str, object]:
+    calibration, test = exits.half(0), exits.half(1)
+    threshold = calibrate(calibration)
+    seen, found = apply(calibration, threshold), apply(test, threshold)
+    interval = bootstrap_interval(found.loops)
+    return {
+        "policy": policy,
+        "threshold": threshold if policy == "margin" else -threshold,
+        "loops_calibration": seen.loops.mean(),
+        "perplexity_ratio_calibration": seen.perplexity_ratio,
+        "average_loops": interval.mean,
+        "perplexity_ratio": found.perplexity_ratio,
+        "low": interval.low,
+        "high": interval.high,
+        "met": found.perplexity_ratio <= 1.0 + TOLERANCE,
+    }
