@@ -69,19 +69,15 @@ def policies(context: Context) -> dict[str, Exits]:
 
 
 def calibrate(exits: Exits) -> float:
-    """The threshold with fewest loops at which the perplexity stays within the tolerance; +inf (never leave) does."""
-    levels = torch.linspace(0.0, 1.0, CANDIDATES, dtype=torch.float64)
-    values = np.quantile(exits.confidence[:-1].numpy(), levels.numpy()) if len(exits.confidence) > 1 else []
-    thresholds = [-math.inf, *map(float, values), math.inf]
-    outcomes = [(apply(exits, threshold), threshold) for threshold in thresholds]
-    return (
-        min(
-            (outcome.loops.mean(), -threshold)
-            for outcome, threshold in outcomes
-            if outcome.perplexity_ratio <= 1.0 + TOLERANCE
-        )[1]
-        * -1.0
-    )
+    """The threshold with fewest loops among those within the tolerance, of which never leaving (+inf) is one."""
+    levels = np.linspace(0.0, 1.0, CANDIDATES)
+    values = np.quantile(exits.confidence[:-1].numpy(), levels).tolist() if len(exits.confidence) > 1 else []
+    allowed = {}
+    for threshold in (-math.inf, *values, math.inf):
+        outcome = apply(exits, threshold)
+        if outcome.perplexity_ratio <= 1.0 + TOLERANCE:
+            allowed[threshold] = outcome.loops.mean()
+    return min(allowed, key=lambda threshold: (allowed[threshold], threshold))
 
 
 def apply(exits: Exits, threshold: float) -> Outcome:
