@@ -36,19 +36,25 @@ class Exits:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """Of one threshold: loops used by window, and the perplexity over that of all K loops."""
+    """Of one threshold, window by window: loops used, and nats a token lost against all K loops."""
 
     loops: Float[np.ndarray, " windows"]
-    perplexity_ratio: float
+    lost: Float[np.ndarray, " windows"]
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity over that of all K loops."""
+        return math.exp(self.lost.mean())
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """`halting`: policy, threshold, loops_calibration, perplexity_ratio_calibration, average_loops, perplexity_ratio,
-    low, high, met.
+    low, high, met, ratio_low, ratio_high.
 
     The threshold is the one with fewest loops among those whose perplexity ratio is at most 1.01 on the calibration
-    half; the columns after it are of the other half. `low`, `high`: 95 % bootstrap interval over windows of
-    average_loops, at that threshold. `met`: the other half kept the tolerance. Policies leave when
+    half; the columns after it are of the other half. 95 % bootstrap intervals over its windows, the threshold fixed:
+    `low`, `high` of average_loops, `ratio_low`, `ratio_high` of perplexity_ratio. `met`: the other half kept the
+    tolerance; it may fail by the halves' difference alone, which the interval tells. Policies leave when
         margin        the two largest logits are at least the threshold apart (nats);
         entropy       the entropy of the prediction is at most the threshold (nats);
         state_change  |h_k - h_{k-1}| / |h_k| is at most the threshold.
@@ -85,16 +91,15 @@ def apply(exits: Exits, threshold: float) -> Outcome:
     leaves: Bool[Tensor, "loops windows time"] = exits.confidence >= threshold
     leaves = torch.cat([leaves[:-1], torch.ones_like(leaves[-1:])])
     first = leaves.to(torch.uint8).argmax(0)
-    cross_entropy = exits.cross_entropy.gather(0, first[None])[0].double().mean()
-    lost = (cross_entropy - exits.cross_entropy[-1].double().mean()).item()
-    return Outcome(loops=1.0 + first.double().mean(1).numpy(), perplexity_ratio=math.exp(lost))
+    lost = exits.cross_entropy.gather(0, first[None])[0].double() - exits.cross_entropy[-1].double()
+    return Outcome(loops=1.0 + first.double().mean(1).numpy(), lost=lost.mean(1).numpy())
 
 
 def _row(policy: str, exits: Exits) -> dict[str, object]:
     calibration, test = exits.half(0), exits.half(1)
     threshold = calibrate(calibration)
     seen, found = apply(calibration, threshold), apply(test, threshold)
-    interval = bootstrap_interval(found.loops)
+    interval, lost = bootstrap_interval(found.loops), bootstrap_interval(found.lost)
     return {
         "policy": policy,
         "threshold": threshold if policy == "margin" else -threshold,
@@ -105,4 +110,6 @@ def _row(policy: str, exits: Exits) -> dict[str, object]:
         "low": interval.low,
         "high": interval.high,
         "met": found.perplexity_ratio <= 1.0 + TOLERANCE,
+        "ratio_low": None if lost.low is None else math.exp(lost.low),
+        "ratio_high": None if lost.high is None else math.exp(lost.high),
     }

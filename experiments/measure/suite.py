@@ -76,8 +76,10 @@ def measure_run(folder: Path, cache: Path, *, device: torch.device | None = None
                 "checkpoint": digest,
                 "tokens": context.windows[:, 1:].numel(),
                 "environment": describe(context.windows.device),
+                # Of kept tables that another call made.
+                "earlier_environments": record["environments"],
             }
-            _measure(context, missing, out, record | identity)
+            _measure(context, missing, out, {"seconds": record["seconds"]} | identity)
     return out
 
 
@@ -99,10 +101,11 @@ def _kept(out: Path, digest: str) -> dict[str, Any]:
     try:
         record = read_json(out / RECORD)
         if record["version"] == VERSION and record["checkpoint"] == digest:
-            return {"seconds": dict(record["seconds"])}
+            environments = [*record["earlier_environments"], record["environment"]]
+            return {"seconds": dict(record["seconds"]), "environments": environments}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none, or not ours: everything is measured afresh
-    return {"seconds": {}}
+    return {"seconds": {}, "environments": []}
 
 
 def _finished(out: Path, record: dict[str, Any], question: Measure) -> bool:
