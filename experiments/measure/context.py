@@ -129,9 +129,12 @@ def _trained_model(folder: Path, config: RunConfig) -> LoopedLM:
         )
     model = LoopedLM(config.model)
     try:
+        made_by = RunConfig.from_dict(saved.config)
         model.load_state_dict(saved.part("model"))
-    except RuntimeError as error:
-        raise RunError(f"the checkpoint of {folder} is not of its configuration; run the variant again.") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"the checkpoint of {folder} is of another version; run the variant again.") from error
+    if made_by != config:
+        raise RunError(f"the checkpoint of {folder} was made by another configuration; run the variant again.")
     return model.eval()
 
 
