@@ -190,8 +190,8 @@ def edit_config(folder, change):
         (lambda folder: edit_checkpoint(folder, config={}), "the checkpoint of"),
         (lambda folder: edit_config(folder, lambda c: c.update(seed=1)), "another configuration"),
         (lambda folder: edit_config(folder, lambda c: c["model"].update(num_layers=2)), "is of another version"),
-        (lambda folder: edit_config(folder, lambda c: c.update(corpus_key="0")), "was trained on other tokens"),
-        (lambda folder: edit_config(folder, lambda c: c["corpus"].update(data="/no/such")), "without its corpus"),
+        (lambda folder: edit_run(folder, lambda c: c.update(corpus_key="0")), "was trained on other tokens"),
+        (lambda folder: edit_run(folder, lambda c: c["corpus"].update(data="/no/such")), "without its corpus"),
     ],
 )
 def test_a_folder_that_cannot_be_measured_is_named_in_one_sentence(damage, sentence, trained, cache, tmp_path):
@@ -207,6 +207,11 @@ def flip_last_byte(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 0xFF
     path.write_bytes(bytes(content))
+
+
+def edit_run(folder, change):
+    edit_config(folder, change)
+    edit_checkpoint(folder, config=json.loads((folder / "config.json").read_text())["config"])
 
 
 def edit_checkpoint(folder, **changes):
