@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from scipy import stats
 
 from experiments.effects import CORE, as_markdown, core_runs, is_complete, tables
 from experiments.errors import UsageError
 from experiments.expectations import Row, Verdict, as_dicts
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
+from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.provenance import provenance
 from experiments.tables import markdown, rows_as_markdown
 from experiments.variants import VARIANTS, visible_partner
@@ -86,38 +86,6 @@ INTERVALS = (
     "seed. The raw partner is the variant with a raw readout and the same head, initialisation and loss placement, "
     "same seed. "
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with its two-sided 95 % Student-t interval; the interval is None with fewer than two values."""
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    def text(self, digits: int) -> str:
-        mean = f"{self.mean:.{digits}g}"
-        return mean if self.low is None else f"{mean} [{self.low:.{digits}g}, {self.high:.{digits}g}]"
-
-
-def t_interval(values: list[float]) -> Interval:
-    """Mean and 95 % interval under normality, values independent (seeds)."""
-    n = len(values)
-    mean = sum(values) / n
-    if n < 2:
-        return Interval(mean=mean, low=None, high=None)
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = float(stats.t.ppf(0.975, n - 1)) * spread
-    return Interval(mean=mean, low=mean - half, high=mean + half)
-
-
-def geometric_interval(values: list[float]) -> Interval:
-    """Geometric mean and 95 % interval of positive values: the t-interval of their logarithms."""
-    log = t_interval([math.log(value) for value in values])
-    if log.low is None or log.high is None:
-        return Interval(mean=math.exp(log.mean), low=None, high=None)
-    return Interval(mean=math.exp(log.mean), low=math.exp(log.low), high=math.exp(log.high))
 
 
 def compare(summaries: list[dict[str, Any]], out: Path) -> str:

@@ -12,17 +12,14 @@ from experiments.environment import describe
 from experiments.errors import RunError, UsageError
 from experiments.expectations import as_dicts, table
 from experiments.files import exclusive, write_json
-from experiments.measure.state import measure_state
-from experiments.measure.validation import held_out_windows, validate
+from experiments.measure.forward import EVALUATION_BATCH
+from experiments.measure.state import STATE_TOKENS, STATE_WINDOWS, measure_state
+from experiments.measure.validation import VALIDATION_WINDOWS, held_out_windows, validate
 from experiments.runs import CONFIG, SESSIONS, SUMMARY, read_config, read_sessions, read_summary, write_config
 from experiments.training.metrics import read_metrics
 from experiments.training.trainer import Execution, train
 from experiments.variants import find
 from models import LoopedLM
-
-VALIDATION_WINDOWS = 128
-STATE_WINDOWS, STATE_TOKENS = 4, 64  # measured in float64, so fewer
-EVALUATION_BATCH = 16
 
 
 def run(

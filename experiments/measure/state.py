@@ -13,6 +13,8 @@ from torch import Tensor
 from loopsight import asymptotic_step, radial_gradient_fraction, regime_number
 from models import LoopedLM
 
+STATE_WINDOWS, STATE_TOKENS = 4, 64  # measured in float64, so few
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateMeasurement:

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from experiments.training.trainer import autocast
-from models import LoopedLM, chunked_cross_entropy
+from experiments.measure.forward import held_out_pass, rescaled_cross_entropy
+from models import LoopedLM
 
+VALIDATION_WINDOWS = 128
 RESCALINGS = (0.5, 2.0)
 NORM_QUANTILES = {"median": 0.5, "p99": 0.99, "max": 1.0}
 
@@ -40,38 +41,20 @@ def held_out_windows(tokens: np.ndarray, context: int, num_windows: int) -> Int[
     )
 
 
-@torch.no_grad()
 def validate(model: LoopedLM, windows: Int[Tensor, "windows time"], *, num_loops: int, batch_size: int) -> Validation:
     """Evaluate a model, which should be in evaluation mode, on windows of context + 1 ids."""
-    sums, norms, rescaled = torch.zeros(num_loops), [], torch.zeros(len(RESCALINGS))
-    for batch in windows.split(batch_size):
-        batch = batch.to(model.head_weight.device)
-        inputs, targets = batch[:, :-1], batch[:, 1:]
-        with autocast(inputs.device):
-            states = model(inputs, num_loops)[1:]
-            for k, h in enumerate(states):
-                sums[k] += _summed_cross_entropy(model, h, targets, is_last=k == num_loops - 1)
-            for i, factor in enumerate(RESCALINGS):
-                rescaled[i] += _summed_cross_entropy(model, factor * states[-1], targets, is_last=True)
-        norms.append(torch.stack([h.float().norm(dim=-1).flatten() for h in states]).cpu())
-    count = windows[:, 1:].numel()
+    found = held_out_pass(model, windows, num_loops=num_loops, last_loop=num_loops, batch_size=batch_size)
+    rescaled = rescaled_cross_entropy(model, found.final_states, windows[:, 1:], RESCALINGS, batch_size=batch_size)
     return Validation(
-        tokens=count,
-        cross_entropy=(sums / count).tolist(),
-        l2_norm=_norm_statistics(torch.cat(norms, dim=1)),
-        rescaled_cross_entropy={
-            str(factor): (total / count).item() for factor, total in zip(RESCALINGS, rescaled, strict=True)
-        },
+        tokens=windows[:, 1:].numel(),
+        cross_entropy=found.mean_cross_entropy(),
+        l2_norm=norm_statistics(found.l2_norm.flatten(1)),
+        rescaled_cross_entropy={str(factor): value for factor, value in zip(RESCALINGS, rescaled, strict=True)},
     )
 
 
-def _summed_cross_entropy(model: LoopedLM, h: Tensor, targets: Tensor, *, is_last: bool) -> Tensor:
-    features = model.readout_features(h, is_last=is_last).flatten(0, 1)
-    weights = features.new_ones(len(features))
-    return chunked_cross_entropy(features, model.head_weight, targets.flatten(), weights)[0].cpu()
-
-
-def _norm_statistics(norms: Float[Tensor, "loops tokens"]) -> dict[str, list[float]]:
+def norm_statistics(norms: Float[Tensor, "loops tokens"]) -> dict[str, list[float]]:
+    """Mean, median, 99th percentile and maximum over tokens, each for every loop."""
     statistics = {"mean": norms.mean(1).tolist()}
     for name, quantile in NORM_QUANTILES.items():
         statistics[name] = np.quantile(norms.numpy(), quantile, axis=1).tolist()
