@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 
 from experiments.config import TRAINING_PRESETS, Optimiser, RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus, default_cache, prepare
+from experiments.device import choose_device, make_arithmetic_repeatable
 from experiments.errors import UsageError
 from experiments.experiment import run
 from experiments.tables import markdown, rows_as_markdown
@@ -84,7 +84,7 @@ def main() -> None:
     variants = select(arguments.variant)
     training = _training(arguments)
     execution = Execution(
-        device=_device(arguments.device),
+        device=choose_device(arguments.device),
         compile=arguments.compile,
         checkpoint_every=_at_least_1("checkpoint-every", arguments.checkpoint_every),
         snapshots=_snapshots(arguments),
@@ -105,7 +105,7 @@ def main() -> None:
     os.environ.setdefault("MPLCONFIGDIR", str(arguments.cache / "matplotlib"))
     tokens = prepare(corpus_config, arguments.cache, min_tokens=size.context + 1)
     print(_describe_corpus(tokens))
-    _make_arithmetic_repeatable(execution.device)
+    make_arithmetic_repeatable(execution.device)
     summaries = []
     # Seeds outside, variants inside: an interrupted sweep leaves whole comparisons.
     for seed in arguments.seeds:
@@ -186,17 +186,6 @@ def _training(arguments: Arguments) -> TrainingConfig:
         raise UsageError(str(error)) from error
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros((), device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"cannot use --device {name} ({reason}); use auto or cpu.") from error
-
-
 def _snapshots(arguments: Arguments) -> int:
     if arguments.snapshots is None:
         return 10 if arguments.preset in ("tiny", "cpu") else 0
@@ -209,14 +198,6 @@ def _at_least_1(name: str, value: int) -> int:
     if value < 1:
         raise UsageError(f"--{name} must be at least 1, got {value}.")
     return value
-
-
-def _make_arithmetic_repeatable(device: torch.device) -> None:
-    # Before torch starts its threads, which inherit the setting. The N(0, 1) initialisation makes huge logits,
-    # hence subnormal probabilities, on which this arithmetic is many times slower (see benchmarks/).
-    torch.set_flush_denormal(True)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
 
 
 def _describe_corpus(tokens: TokenCorpus) -> str:

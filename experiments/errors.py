@@ -19,6 +19,10 @@ class RunError(Exception):
     """The request was fine and the run failed (NaN loss, corrupt checkpoint, interruption): exit status 1."""
 
 
+class OutOfTime(RunError):
+    """The time a run was given is over; its state is saved."""
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command and return its exit status; expected failures print one sentence and no traceback."""
     try:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import tokenizers
 from jaxtyping import UInt
 
@@ -56,6 +55,8 @@ class TokenCorpus:
 
 def default_cache() -> Path:
     """Where prepared corpora are kept unless the user names another folder."""
+    import platformdirs  # here, so that a bare checkout that names a folder does without it
+
     return platformdirs.user_cache_path("loopsight") / "corpus"
 
 

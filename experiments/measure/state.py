@@ -45,8 +45,9 @@ class StateMeasurement:
 
 
 def measure_state(model: LoopedLM, windows: Int[Tensor, "windows time"], *, num_loops: int) -> StateMeasurement:
-    """Measure on windows of context + 1 ids, on a float64 copy of the model on the CPU."""
-    exact = copy.deepcopy(model).to("cpu", torch.float64).eval()
+    """Measure on windows of context + 1 ids, on a float64 copy of the model, where it is."""
+    exact = copy.deepcopy(model).to(torch.float64).eval()
+    windows = windows.to(exact.head_weight.device)
     inputs, targets = windows[:, :-1], windows[:, 1:]
     with torch.no_grad():
         states = exact(inputs, num_loops)[1:]

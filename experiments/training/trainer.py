@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from experiments.config import RunConfig
-from experiments.errors import RunError
+from experiments.errors import OutOfTime, RunError
 from experiments.training import checkpoint as checkpoints
 from experiments.training import snapshots
 from experiments.training.batches import Windows
@@ -38,6 +38,7 @@ class Execution:
         checkpoint_every: optimiser steps between checkpoints.
         log_every: optimiser steps between records of the training curve.
         snapshots: how many times the weights are kept, beside those at the start.
+        deadline: reading of `time.monotonic` at which training stops and saves; None for no limit.
     """
 
     device: torch.device
@@ -45,6 +46,11 @@ class Execution:
     checkpoint_every: int = 100
     log_every: int = 10
     snapshots: int = 0
+    deadline: float | None = None
+
+    def out_of_time(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
 
 def build_model(config: RunConfig, device: torch.device) -> LoopedLM:
@@ -53,6 +59,18 @@ def build_model(config: RunConfig, device: torch.device) -> LoopedLM:
     model = LoopedLM(config.model)
     model.recompute = config.training.recompute
     return model.to(device)
+
+
+def training_windows(config: RunConfig, tokens: np.ndarray, device: torch.device) -> Windows:
+    """The run's batches: half-overlapping windows, as in the paper."""
+    return Windows(
+        tokens,
+        context=config.model.context,
+        stride=max(1, config.model.context // 2),
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        device=device,
+    )
 
 
 def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execution) -> LoopedLM:
@@ -67,14 +85,7 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
     done = _resume(config, model, optimisers, folder / CHECKPOINT)
     if done >= config.training.steps:
         return model
-    windows = Windows(
-        tokens,
-        context=config.model.context,
-        stride=max(1, config.model.context // 2),
-        batch_size=config.training.batch_size,
-        seed=config.seed,
-        device=execution.device,
-    )
+    windows = training_windows(config, tokens, execution.device)
     if execution.compile:
         model.step = torch.compile(model.step)  # type: ignore[method-assign]
     metrics = MetricsLog(folder, done)
@@ -124,7 +135,7 @@ def _optimise(
             loss, gradient_norm = _gradients(config, model, inputs, targets)
             # Accumulated on the device and looked at now and then: a GPU need not wait at every step.
             finite &= torch.isfinite(loss.total) & torch.isfinite(gradient_norm)
-            stop = step == last or interrupted.is_set()
+            stop = step == last or interrupted.is_set() or execution.out_of_time()
             save = step > done and (stop or step % execution.checkpoint_every == 0)
             log = step < last and ((step + 1) % execution.log_every == 0 or step + 1 == last)
             if (save or log or stop or step in keep) and not finite:
@@ -146,10 +157,11 @@ def _optimise(
                 metrics.write(record)
                 rate, norm = record["tokens_per_second"], loss.mean_l2_norm[-1].item()
                 bar.set_postfix_str(f"loss {loss.total.item():.3f}, norm {norm:.3g}, {rate:,.0f} tokens/s")
-        if interrupted.is_set():
+        if interrupted.is_set() or step < last:
+            why, kind = ("interrupted", RunError) if interrupted.is_set() else ("out of time", OutOfTime)
             where = "is saved" if path.exists() else "had nothing to save"
-            raise RunError(
-                f"interrupted at step {step} of {last} of {config.name}, which {where}; "
+            raise kind(
+                f"{why} at step {step} of {last} of {config.name}, which {where}; "
                 "run the same command with --resume to go on."
             )
 
@@ -160,6 +172,15 @@ def _diverged(config: RunConfig, step: int, path: Path) -> str:
         f"the loss or its gradient became NaN or infinite after at most {step} steps of {config.name}; {kept}; "
         "try a lower --learning-rate."
     )
+
+
+def training_step(
+    config: RunConfig, model: LoopedLM, optimisers: Sequence[Optimizer], windows: Windows, step: int
+) -> Loss:
+    """One optimiser step and its loss, without anything that a run keeps: for measuring speed."""
+    loss, _ = _gradients(config, model, *windows.batch(step))
+    _update(config, optimisers, step)
+    return loss
 
 
 def _gradients(config: RunConfig, model: LoopedLM, inputs: Tensor, targets: Tensor) -> tuple[Loss, Tensor]:

@@ -1,0 +1,30 @@
+"""Where a command computes, and how repeatably."""
+
+import torch
+
+from experiments.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is a GPU if there is one.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros((), device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"cannot use --device {name} ({reason}); use auto or cpu.") from error
+
+
+def make_arithmetic_repeatable(device: torch.device) -> None:
+    """Flush subnormals to zero, and use deterministic algorithms on the CPU."""
+    # Before torch starts its threads, which inherit the setting. The N(0, 1) initialisation makes huge logits,
+    # hence subnormal probabilities, on which this arithmetic is many times slower (see benchmarks/).
+    torch.set_flush_denormal(True)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)

@@ -1,0 +1,105 @@
+"""Train and measure a list of variants at full size within a budget of minutes, and pack the results into small files.
+
+python experiments/gpu.py --minutes 25 --out runs/44m --results results/44m
+python experiments/gpu.py --minutes 10 --out runs/44m --results results/44m     (goes on where the budget ended)
+python experiments/gpu.py --preset tiny --device cpu --tokens 4096 --data synthetic --minutes 5 --out runs/dry
+
+Needs no network and no installation: it runs from a bare checkout. Runs are of equal tokens; the plan is made at the
+first call, from the speed measured on this machine, and kept in OUT/plan.json.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+
+from experiments.errors import exit_status  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    from experiments.variants import VARIANTS
+
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--minutes", type=float, required=True, help="budget of this call")
+    options.add_argument("--out", type=Path, required=True, help="folder of the runs; the same again to go on")
+    options.add_argument("--results", type=Path, help="folder for the packed tables (default: OUT/packed)")
+    options.add_argument("--preset", default="44m", help="size: tiny, cpu, 44m, 129m, 1.4b (default 44m)")
+    options.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help="default: all of them")
+    options.add_argument("--central-seeds", type=int, default=3, help="seeds of the two central variants (default 3)")
+    options.add_argument("--tokens", type=int, help="training tokens a run (default: what the budget allows)")
+    options.add_argument("--batch-size", type=int, help="sequences a step (default: the preset's)")
+    options.add_argument("--learning-rate", type=float, help="default: the preset's")
+    options.add_argument("--data", default="python", help="as for run.py (default python: installed packages)")
+    options.add_argument("--vocab-size", type=int, help="default: the preset's")
+    options.add_argument("--cache", type=Path, help="folder for prepared tokens (default: OUT/cache)")
+    options.add_argument("--device", default="auto", help="auto, cuda, cpu (default auto)")
+    options.add_argument("--no-compile", action="store_true", help="do not compile the loop body")
+    options.add_argument("--snapshots", type=int, default=4, help="times the weights are kept a run (default 4)")
+    return options
+
+
+def main() -> None:
+    """Carry out the command line."""
+    began = time.monotonic()
+    arguments = parser().parse_args()
+    from experiments.campaign import carry_out, make_plan, pack, queue, read_plan, require_preset, write_plan
+    from experiments.corpus import CorpusConfig, prepare
+    from experiments.device import choose_device, make_arithmetic_repeatable
+    from experiments.errors import UsageError
+    from experiments.training.trainer import Execution
+    from experiments.variants import select
+    from models import PRESETS
+
+    if not arguments.minutes > 0.0:
+        raise UsageError(f"--minutes must be positive, got {arguments.minutes:g}.")
+    for name in ("tokens", "batch_size", "central_seeds"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    require_preset(arguments.preset)
+    for name in arguments.variants:
+        select(name)
+    device = choose_device(arguments.device)
+    make_arithmetic_repeatable(device)
+    execution = Execution(
+        device=device,
+        compile=not arguments.no_compile and device.type == "cuda",
+        checkpoint_every=500,
+        log_every=50,
+        snapshots=arguments.snapshots,
+        deadline=began + 60.0 * arguments.minutes,
+    )
+    size = PRESETS[arguments.preset]
+    corpus_config = CorpusConfig(
+        data=arguments.data, tokeniser="word", vocab_size=arguments.vocab_size or size.vocab_size
+    )
+    cache = arguments.cache or arguments.out / "cache"
+    corpus = prepare(corpus_config, cache, min_tokens=size.context + 1)
+    plan = read_plan(arguments.out)
+    if plan is None:
+        plan = make_plan(
+            corpus,
+            corpus_config,
+            execution,
+            preset=arguments.preset,
+            runs=queue(arguments.variants, arguments.central_seeds),
+            minutes=arguments.minutes,
+            tokens=arguments.tokens,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+        )
+        write_plan(arguments.out, plan)
+    elif plan.preset != arguments.preset:
+        raise UsageError(f"{arguments.out} holds a plan for {plan.preset}; name that preset, or another --out.")
+    missing = carry_out(plan, corpus, corpus_config, arguments.out, cache, execution)
+    results = arguments.results or arguments.out / "packed"
+    pack(plan, arguments.out, results)
+    state = f"missing: {', '.join(missing)}; the same command goes on" if missing else "complete"
+    print(f"{results}: {len(plan.runs) - len(missing)} of {len(plan.runs)} runs, {state}.")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,140 @@
+"""A campaign keeps its plan, stops at its deadline, goes on from there, and packs what is finished."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from experiments import campaign
+from experiments.config import TRAINING_PRESETS
+from experiments.corpus import CorpusConfig, prepare
+from experiments.files import read_json
+from experiments.flops import forward_flops, matmul_peak, training_flops
+from experiments.measure import loops
+from experiments.measure.suite import Measure
+from experiments.training.trainer import Execution
+from experiments.variants import VARIANTS
+from models import PRESETS
+
+ROOT = Path(__file__).parents[2]
+CORPUS = CorpusConfig(data="synthetic", tokeniser="word", vocab_size=256)
+EXECUTION = Execution(device=torch.device("cpu"), snapshots=1)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def corpus(cache):
+    return prepare(CORPUS, cache, min_tokens=PRESETS["tiny"].context + 1)
+
+
+def plan_of(*runs, steps=3):
+    training = TRAINING_PRESETS["tiny"]
+    return campaign.Plan(
+        preset="tiny",
+        runs=runs,
+        steps=steps,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        tokens_per_second=1e3,
+        matmul_peak=1e9,
+    )
+
+
+def test_the_central_variants_come_first_and_get_further_seeds():
+    runs = campaign.queue(["norm_penalty", "scale_visible", "scale_invariant"], 2)
+    assert runs == (
+        ("scale_visible", 0),
+        ("scale_invariant", 0),
+        ("norm_penalty", 0),
+        ("scale_invariant", 1),
+        ("scale_visible", 1),
+    )
+
+
+def test_the_budget_is_shared_out_evenly(corpus):
+    def plan(**changes):
+        given = {"preset": "tiny", "runs": (("scale_visible", 0),) * 4, "minutes": 2.0, "tokens": None}
+        return campaign.make_plan(
+            corpus, CORPUS, EXECUTION, **(given | {"batch_size": None, "learning_rate": None} | changes)
+        )
+
+    shared = plan()
+    tokens = shared.steps * shared.batch_size * PRESETS["tiny"].context
+    assert tokens * 4 / shared.tokens_per_second == pytest.approx(campaign.TRAINING_SHARE * 120.0, rel=0.02)
+    given = plan(tokens=10_240, batch_size=4, learning_rate=1e-3)
+    assert (given.steps, given.batch_size, given.learning_rate) == (80, 4, 1e-3)
+
+
+def test_a_campaign_stops_at_its_deadline_and_goes_on(corpus, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "SUITE", (Measure(tables=("loops",), measure=loops.measure),))
+    monkeypatch.setattr("experiments.measure.suite.SUITE", campaign.SUITE)
+    plan = plan_of(("scale_visible", 0), ("scale_invariant", 0))
+    campaign.write_plan(tmp_path, plan)
+    assert campaign.read_plan(tmp_path) == plan
+    late = replace(EXECUTION, deadline=time.monotonic())
+    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, late) == ["scale_visible-0", "scale_invariant-0"]
+    campaign.pack(plan, tmp_path, tmp_path / "packed")
+    assert read_json(tmp_path / "packed" / "runs.json")["missing"] == ["scale_invariant-0", "scale_visible-0"]
+    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, EXECUTION) == []
+    campaign.pack(plan, tmp_path, tmp_path / "packed")
+    packed = read_json(tmp_path / "packed" / "runs.json")
+    assert packed["missing"] == [] and {run["run"] for run in packed["runs"]} == {
+        "scale_visible-0",
+        "scale_invariant-0",
+    }
+    tokens = {run["training"]["tokens"] for run in packed["runs"]}
+    assert tokens == {3 * plan.batch_size * PRESETS["tiny"].context}  # equal for every run
+    assert set(pd.read_csv(tmp_path / "packed" / "loops.csv")["variant"]) == {"scale_visible", "scale_invariant"}
+
+
+def test_training_stops_at_the_deadline_and_keeps_its_state(corpus, cache, tmp_path, capsys):
+    plan = plan_of(("scale_visible", 0), steps=10**6)
+    soon = replace(EXECUTION, deadline=time.monotonic() + 2.0)
+    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, soon) == ["scale_visible-0"]
+    assert "out of time at step" in capsys.readouterr().out
+    assert (tmp_path / "scale_visible-0" / "checkpoint.safetensors").exists()
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(corpus, cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(campaign, "measure_run", lambda *_, **__: None)
+    (tmp_path / "scale_visible-0").mkdir()
+    (tmp_path / "scale_visible-0" / "config.json").write_text("{")
+    plan = plan_of(("scale_visible", 0), ("scale_invariant", 0))
+    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, EXECUTION) == ["scale_visible-0"]
+    assert "scale_visible-0 failed: cannot read" in capsys.readouterr().out
+
+
+def test_arithmetic_is_counted_as_published():
+    """MFLOP a token and loop: stack, attention, readout; GFLOP a token of training with the loss at every loop."""
+    model = VARIANTS["scale_invariant"].model_config(PRESETS["44m"])
+    assert [round(value / 1e6, 1) for value in forward_flops(model).values()] == [67.1, 4.2, 20.5]
+    per_loop = training_flops(model, VARIANTS["scale_invariant"].supervision)
+    assert per_loop / 1e9 == pytest.approx(1.10, abs=0.005)
+    terminal = training_flops(model, VARIANTS["terminal_scale_invariant"].supervision)
+    assert per_loop - terminal == pytest.approx(3 * 3 * 20.48e6)
+    assert matmul_peak(torch.device("cpu"), rounds=1) > 1e8
+
+
+def test_dry_run_of_the_command(tmp_path):
+    command = [sys.executable, "experiments/gpu.py", "--preset", "tiny", "--device", "cpu", "--data", "synthetic"]
+    command += ["--tokens", "1024", "--variants", "scale_visible", "--central-seeds", "1", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--minutes", "5"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 runs, complete" in done.stdout
+    packed = {path.stem for path in (tmp_path / "packed").iterdir()}
+    assert {"runs", "loops", "clamp", "halting"} <= packed
+    run = read_json(tmp_path / "packed" / "runs.json")["runs"][0]
+    assert run["training"]["tokens"] == 1024 and 0.0 < run["model_flops_utilisation"] < 1.0
+    refused = subprocess.run([*command, "--minutes", "0"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--minutes must be positive" in refused.stderr
+    other = subprocess.run([*command, "--minutes", "1", "--preset", "cpu"], cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 2 and "holds a plan for tiny" in other.stderr
