@@ -1,5 +1,6 @@
 """The two sides of every comparison: one training step of the plain implementation, and of ours."""
 
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -7,21 +8,35 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain import PlainLoopedLM, plain_loss
+from experiments.training.trainer import autocast
 from models import PRESETS, LoopedLM, ReadoutConfig, Supervision, looped_loss
 
+CPU = torch.device("cpu")
 READOUTS = {"rmsnorm": ReadoutConfig(kind="rmsnorm"), "raw": ReadoutConfig(kind="raw", gain=False)}
 SIDES = ("plain", "ours")
 
 
 def make_step(
-    side: str, preset: str, readout: str, *, micro_batches: int = 1, recompute: bool = False
+    side: str,
+    preset: str,
+    readout: str,
+    *,
+    micro_batches: int = 1,
+    recompute: bool = False,
+    device: torch.device = CPU,
+    compiled: bool = False,
 ) -> Callable[[Tensor, Tensor], float]:
-    """A function that trains one step on a batch and returns the loss. Both sides start from the same weights."""
+    """A function that trains one step on a batch and returns the loss. Both sides start from the same weights.
+
+    On CUDA both sides' matrix products are bfloat16; `compiled` concerns our side alone.
+    """
     torch.manual_seed(0)
     ours = LoopedLM(replace(PRESETS[preset], readout=READOUTS[readout], dropout=0.0))
     ours.recompute = recompute
-    model = ours if side == "ours" else PlainLoopedLM(ours)
+    model = (ours if side == "ours" else PlainLoopedLM(ours)).to(device)
     del ours
+    if compiled and isinstance(model, LoopedLM):
+        model.step = torch.compile(model.step)  # type: ignore[method-assign]
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=side == "ours" or None)
 
     def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
@@ -32,7 +47,8 @@ def make_step(
     def step(tokens: Tensor, targets: Tensor) -> float:
         total = 0.0
         for x, y in zip(tokens.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
-            loss = loss_of(x, y) / micro_batches
+            with autocast(device):
+                loss = loss_of(x, y) / micro_batches
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -43,10 +59,16 @@ def make_step(
     return step
 
 
-def batches(preset: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(preset: str, batch_size: int, device: torch.device = CPU) -> Iterator[tuple[Tensor, Tensor]]:
     """The same random tokens on both sides; speed and memory do not depend on what they say."""
     config = PRESETS[preset]
     generator = torch.Generator().manual_seed(0)
     while True:
-        window = torch.randint(config.vocab_size, (batch_size, config.context + 1), generator=generator)
+        window = torch.randint(config.vocab_size, (batch_size, config.context + 1), generator=generator).to(device)
         yield window[:, :-1], window[:, 1:]
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    """Median and the range of the middle 80 %."""
+    tenths = statistics.quantiles(ratios, n=10)
+    return {"median": statistics.median(ratios), "low_10": tenths[0], "high_90": tenths[-1], "rounds": len(ratios)}

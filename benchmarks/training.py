@@ -21,7 +21,7 @@ sys.path[0] = str(ROOT)  # the repository, not this folder
 
 import torch  # noqa: E402
 
-from benchmarks.sides import SIDES, batches, make_step  # noqa: E402
+from benchmarks.sides import SIDES, batches, make_step, spread  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.files import atomic_path, write_json  # noqa: E402
@@ -30,11 +30,6 @@ from experiments.tables import markdown  # noqa: E402
 
 WARM_UP = 3
 PRESET = TRAINING_PRESETS["cpu"]
-
-
-def spread(ratios: list[float]) -> dict[str, float]:
-    tenths = statistics.quantiles(ratios, n=10)
-    return {"median": statistics.median(ratios), "low_10": tenths[0], "high_90": tenths[-1], "rounds": len(ratios)}
 
 
 def speed(rounds: int) -> dict[str, Any]:
