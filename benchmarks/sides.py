@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.plain import PlainLoopedLM, plain_loss
 from models import PRESETS, LoopedLM, ReadoutConfig, Supervision, looped_loss
@@ -14,15 +14,26 @@ SIDES = ("plain", "ours")
 
 
 def make_step(
-    side: str, preset: str, readout: str, *, micro_batches: int = 1, recompute: bool = False
+    side: str,
+    preset: str,
+    readout: str,
+    *,
+    micro_batches: int = 1,
+    recompute: bool = False,
+    attach: Callable[[nn.Module, torch.optim.Optimizer], object] | None = None,
 ) -> Callable[[Tensor, Tensor], float]:
-    """A function that trains one step on a batch and returns the loss. Both sides start from the same weights."""
+    """A function that trains one step on a batch and returns the loss. Both sides start from the same weights.
+
+    `attach` is given the model and its optimiser before the first step.
+    """
     torch.manual_seed(0)
     ours = LoopedLM(replace(PRESETS[preset], readout=READOUTS[readout], dropout=0.0))
     ours.recompute = recompute
     model = ours if side == "ours" else PlainLoopedLM(ours)
     del ours
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=side == "ours" or None)
+    if attach is not None:
+        attach(model, optimiser)
 
     def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
         if isinstance(model, PlainLoopedLM):

@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ class LoopMonitor:
         if optimiser is not None:
             self._handles.append(optimiser.register_step_post_hook(lambda *_: self.end_step()))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LoopMonitor":
         return self
 
     def __exit__(
@@ -111,7 +111,7 @@ class LoopMonitor:
     ) -> None:
         self.close()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LoopMonitor":
         """Itself: a copy of the model takes the hooks along, and they ignore modules that are not the original."""
         return self
 
@@ -161,7 +161,7 @@ class LoopMonitor:
             self._pass.add(k, h)
 
     def observe_states(self, states: Sequence[Tensor], first: int = 0) -> None:
-        """A whole forward pass of a model that returns its states, (h_first, h_{first + 1}, ...)."""
+        """`observe` for all states of a model that returns them, (h_first, h_{first + 1}, ...); without `model`."""
         for k, h in enumerate(states, first):
             self.observe(k, h)
 

@@ -9,7 +9,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Record = dict[str, Any]
 Sink = Callable[[Record], object]
@@ -31,6 +31,7 @@ class JsonLines:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
+@runtime_checkable
 class ScalarWriter(Protocol):
     """What is used of `torch.utils.tensorboard.SummaryWriter`."""
 

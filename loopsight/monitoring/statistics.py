@@ -115,8 +115,8 @@ class StepStatistics:
     drive: float
 
 
-def step_statistics(before: Float[Tensor, "*batch d"], after: Float[Tensor, "*batch d"]) -> StepStatistics | None:
-    """The two, from `loopsight.increments.increment`; None where no token is usable or the shapes differ."""
+def step_statistics(before: Tensor, after: Tensor) -> StepStatistics | None:
+    """The two, from `loopsight.increments.increment`; None where no token is usable or shapes differ."""
     pair = _usable_pair(before, after)
     if pair is None:
         return None
