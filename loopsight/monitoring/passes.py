@@ -102,8 +102,8 @@ class Pass:
 
 def tensors_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
     """The tensors among a call's arguments."""
-    given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-    return {key: (value, value._version) for key, value in given.items() if isinstance(value, Tensor)}
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return {key: (value, value._version) for key, value in given if isinstance(value, Tensor)}
 
 
 def _carried_input(first_output: Tensor, first_inputs: Inputs, second_inputs: Inputs) -> Tensor | None:
