@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.plain import PlainLoopedLM, plain_loss
 from experiments.training.trainer import autocast
@@ -25,10 +25,12 @@ def make_step(
     recompute: bool = False,
     device: torch.device = CPU,
     compiled: bool = False,
+    attach: Callable[[nn.Module, torch.optim.Optimizer], object] | None = None,
 ) -> Callable[[Tensor, Tensor], float]:
     """A function that trains one step on a batch and returns the loss. Both sides start from the same weights.
 
     On CUDA both sides' matrix products are bfloat16; `compiled` concerns our side alone.
+    `attach` is given the model and its optimiser before the first step.
     """
     torch.manual_seed(0)
     ours = LoopedLM(replace(PRESETS[preset], readout=READOUTS[readout], dropout=0.0))
@@ -38,6 +40,8 @@ def make_step(
     if compiled and isinstance(model, LoopedLM):
         model.step = torch.compile(model.step)  # type: ignore[method-assign]
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=side == "ours" or None)
+    if attach is not None:
+        attach(model, optimiser)
 
     def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
         if isinstance(model, PlainLoopedLM):

@@ -14,14 +14,17 @@ Each module is one idea; its functions are imported from it:
     symmetry        scaling symmetries of the parameters, derived and measured
     optimiser_laws  how an optimiser moves a parameter norm that the loss cannot see
     attribution     which parameters moved the state's norm during training
+    monitor         watch a loop while it trains: norms, radial gradients, time to overflow, one warning
 """
 
 from loopsight.growth import AsymptoticStep, asymptotic_slope, asymptotic_step, regime_number
+from loopsight.monitor import LoopMonitor
 from loopsight.protocol import LoopedModel, unroll
 from loopsight.radial import radial_gradient_fraction
 
 __all__ = [
     "AsymptoticStep",
+    "LoopMonitor",
     "LoopedModel",
     "asymptotic_slope",
     "asymptotic_step",
