@@ -49,11 +49,6 @@ class Context:
         """K."""
         return self.config.model.num_loops
 
-    @property
-    def snapshots(self) -> Path:
-        """Folder of the weights kept during training, which need not exist."""
-        return self.folder / "snapshots"
-
     @cached_property
     def held_out(self) -> HeldOut:
         """The one validation pass: loops 1..2K on `windows`.
