@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.errors import RunError
 from experiments.measure.context import Context
 from experiments.measure.total_loss import total_loss
+from experiments.training import snapshots
 from loopsight.attribution import Attribution, Parameters, attribute_growth
 from loopsight.radial import radial_derivative
 from models import LoopedLM, Supervision
@@ -53,43 +53,39 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     Raises:
         RunError: a snapshot is damaged or of another configuration.
     """
-    snapshots = read_snapshots(context.snapshots, context.exact)
+    kept = read_snapshots(context.folder, context.exact)
     windows = context.exact_windows[:WINDOWS]
     return {
-        "attribution": attribution(context.exact, snapshots, windows[:, :-1]),
-        "pressure": pressure(context.exact, snapshots, windows, context.config.supervision),
+        "attribution": attribution(context.exact, kept, windows[:, :-1]),
+        "pressure": pressure(context.exact, kept, windows, context.config.supervision),
     }
 
 
 def read_snapshots(folder: Path, model: LoopedLM) -> dict[int, Parameters]:
-    """Weights by training step, ascending, in the dtype and on the device of `model`, whose configuration they have.
+    """A run's kept weights by training step, ascending, in the dtype and on the device of `model`, its own model.
 
     Raises:
         RunError: a file cannot be read or is of another model.
     """
-    expected = {name: tensor.shape for name, tensor in model.named_parameters()}
+    remedy = f"delete {folder / snapshots.FOLDER}"
+    try:
+        found = snapshots.load(folder)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"cannot read the weights kept in {folder} ({error}); {remedy}.") from error
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     reference = next(model.parameters())
-    found: dict[int, Parameters] = {}
-    for path in sorted(folder.glob("step-*.safetensors")):
-        try:
-            tensors = load_file(path)
-            step = int(path.stem.removeprefix("step-"))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise RunError(f"cannot read the snapshot {path} ({error}); delete the folder {folder}.") from error
+    for step, tensors in found.items():
         if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-            raise RunError(f"the snapshot {path} is not of the run's configuration; delete the folder {folder}.")
-        found[step] = {name: tensor.to(reference) for name, tensor in tensors.items()}
-    return dict(sorted(found.items()))
+            raise RunError(f"the weights that {folder} kept at step {step} are not of its configuration; {remedy}.")
+    return {step: {n: tensor.to(reference) for n, tensor in found[step].items()} for step in sorted(found)}
 
 
-def attribution(
-    model: LoopedLM, snapshots: Mapping[int, Parameters], tokens: Int[Tensor, "windows time"]
-) -> pd.DataFrame:
+def attribution(model: LoopedLM, kept: Mapping[int, Parameters], tokens: Int[Tensor, "windows time"]) -> pd.DataFrame:
     """Change of mean log |h_K| over tokens between neighbouring snapshots, by group; rows `sum` and `truth` last.
 
     Args:
         model: float64.
-        snapshots: by step, ascending.
+        kept: weights by step, ascending.
         tokens: inputs.
 
     Raises:
@@ -97,7 +93,7 @@ def attribution(
     """
     groups = grouped(list(dict(model.named_parameters())))
     rows = []
-    for (start, before), (end, after) in itertools.pairwise(snapshots.items()):
+    for (start, before), (end, after) in itertools.pairwise(kept.items()):
         found = _attribute(model, tokens, [before, after], groups)
         shares = found.contributions | {"sum": found.predicted, "truth": found.actual}
         rows += [[start, end, group, value] for group, value in shares.items()]
@@ -122,7 +118,7 @@ def grouped(names: Sequence[str]) -> dict[str, list[str]]:
 
 def pressure(
     model: LoopedLM,
-    snapshots: Mapping[int, Parameters],
+    kept: Mapping[int, Parameters],
     windows: Int[Tensor, "windows length"],
     supervision: Supervision,
 ) -> pd.DataFrame:
@@ -133,13 +129,13 @@ def pressure(
 
     Args:
         model: float64.
-        snapshots: by step.
+        kept: weights by step.
         windows: of inputs and one target more.
         supervision: of the training.
     """
     model, num_loops, rows = copy.deepcopy(model), model.config.num_loops, []
     loss = total_loss(model, windows[:, 1:], supervision, 0, num_loops)
-    for step, weights in snapshots.items():
+    for step, weights in kept.items():
         model.load_state_dict(weights)
         with torch.no_grad():
             states = model(windows[:, :-1], num_loops)

@@ -7,6 +7,7 @@ where the first is: a later loop sees a state's scale by how much its update the
 import math
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from experiments.measure.context import Context
 from experiments.measure.total_loss import own_loss, total_loss
 from loopsight.radial import degree, epsilon_leak, radial_gradient_fraction
 from models import LoopedLM
-from models.norms import layer_normalise
+from models.norms import rms_normalise
 from models.readouts import NormedReadout
 
 COLUMNS = ["k", "immediate", "total", "random_direction", "epsilon_leak_predicted", "epsilon_leak_seen"]
@@ -61,6 +62,7 @@ def _leaks(model: LoopedLM, h: Float[Tensor, "windows time d"], *, is_last: bool
         return 1.0, degree(lambda x: readout(x, is_last=is_last), h, centred=False).by_jvp.mean().item()
     norm = readout.norm
     groups = h.unflatten(-1, (norm.num_groups, -1))
-    predicted = epsilon_leak(groups, norm.eps, centred=norm.normalise is layer_normalise)
-    seen = degree(lambda x: norm.normalise(x, norm.eps), groups, centred=False).by_jvp
+    predicted = epsilon_leak(groups, norm.eps, centred=norm.centred)
+    centre = groups.mean(-1, keepdim=True) if norm.centred else torch.zeros(())
+    seen = degree(lambda x: rms_normalise(x, norm.eps), groups - centre, centred=False).by_jvp
     return predicted.mean().item(), seen.mean().item()
