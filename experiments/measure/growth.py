@@ -120,7 +120,7 @@ def growth_exponent(model: LoopedLM, limit: AsymptoticSlope, states: Sequence[Te
 
 def _exponents(norms: Float[Tensor, "states windows"], first: int) -> Float[Tensor, " windows"]:
     loops = list(range(first, len(norms)))
-    return torch.tensor([log_log_slope(loops, window) for window in norms[first:].T.tolist()])
+    return torch.tensor([log_log_slope(loops, window) for window in norms[first:].T.tolist()], dtype=norms.dtype)
 
 
 def _means(predict: Predictor, h: Tensor, loops: int) -> list[float]:

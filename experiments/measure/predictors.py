@@ -32,7 +32,8 @@ def predictors(model: LoopedLM, limit: AsymptoticSlope) -> Mapping[str, Predicto
 
     Args:
         model: float64.
-        limit: of the direction; where it has not converged, (c) and (e) predict NaN.
+        limit: of the direction; where it has not converged, (c) and (e) predict NaN, (c) also where its slope is not
+            positive.
     """
     methods: dict[str, Predictor] = {
         "direction_flow": lambda h: _direction_flow(model, h),
@@ -105,8 +106,9 @@ def _second_order(model: LoopedLM, h: Tensor) -> Norms:
 
 def _power_law(model: LoopedLM, limit: AsymptoticSlope, h: Tensor) -> Norms:
     start = s = h.norm(dim=-1)
-    slope = torch.where(limit.converged, limit.slope, torch.nan)
+    slope = torch.where(limit.converged & (limit.slope > 0), limit.slope, torch.nan)
     away = asymptotic_step(model.step, h).radial_increment(h) - slope
+    exponent = limit.exponent.nan_to_num(0.0)  # of a direction that has arrived already: nothing is left to decay
     while True:
-        s = s + slope + away * (s / start) ** limit.exponent
+        s = s + slope + away * (s / start) ** exponent
         yield s
