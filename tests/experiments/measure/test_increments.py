@@ -51,6 +51,16 @@ def test_a_rotation_has_its_angle_and_keeps_its_heading(planted):
     assert table["heading_cosine"].tolist()[1:] == pytest.approx([math.cos(angle)] * 5)
 
 
+def test_a_heading_is_of_the_direction_and_not_of_the_growth(planted):
+    """The norm grows steadily while the direction swings to and fro."""
+    angles = [0.01 * (k % 2) for k in range(6)]
+    first, second = torch.eye(32, dtype=torch.float64)[:2]
+    states = [(7.0 + 3.0 * k) * (math.cos(a) * first + math.sin(a) * second) for k, a in enumerate(angles)]
+    table = increments(planted(lambda h: h).double(), [state.view(1, 1, 32) for state in states])
+    assert table["heading_cosine"].tolist()[1:] == pytest.approx([-1.0] * 4)
+    assert table["angular_step"].tolist() == pytest.approx([0.01] * 5)
+
+
 def test_a_wandering_direction_keeps_no_heading(planted):
     generator = torch.Generator().manual_seed(1)
     model = planted(lambda h: h).double()
