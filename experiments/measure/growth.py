@@ -119,7 +119,7 @@ def growth_exponent(model: LoopedLM, limit: AsymptoticSlope, states: Sequence[Te
 
 
 def _exponents(norms: Float[Tensor, "states windows"], first: int) -> Float[Tensor, " windows"]:
-    loops = list(range(first, len(norms)))
+    loops = [float(k) for k in range(first, len(norms))]
     return torch.tensor([log_log_slope(loops, window) for window in norms[first:].T.tolist()], dtype=norms.dtype)
 
 

@@ -26,7 +26,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     return {"radial": pd.DataFrame(_rows(context), columns=COLUMNS)}
 
 
-def _rows(context: Context) -> list[dict[str, float]]:
+def _rows(context: Context) -> list[dict[str, int | float]]:
     """One row a loop.
 
     immediate, total: |<g, h_k>| / (|g| |h_k|), g the gradient of loop k's own cross-entropy, and of the whole training
@@ -37,7 +37,7 @@ def _rows(context: Context) -> list[dict[str, float]]:
     """
     model, num_loops = context.exact, context.trained_loops
     targets, supervision = context.exact_windows[:, 1:], context.config.supervision
-    rows = []
+    rows: list[dict[str, int | float]] = []
     for k in range(1, num_loops + 1):
         h = context.exact_states[k]
         own, whole = own_loss(model, targets, k, num_loops), total_loss(model, targets, supervision, k, num_loops)
