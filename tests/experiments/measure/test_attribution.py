@@ -96,7 +96,7 @@ def test_a_coarse_path_shows_in_the_sum(exact, monkeypatch):
         monkeypatch.setattr(module, "SEGMENTS", segments)
         shares = of_pair(model, before, after, tokens)
         error.append(abs(shares["sum"] - shares["truth"]))
-    assert error[1] < 0.01 < 5 * error[1] < error[0]
+    assert error[1] < 0.01 and error[0] > 5 * error[1]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
