@@ -1,0 +1,147 @@
+"""Growth of recurrences whose future is known, and predictors that must fail where their hypotheses do."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from experiments.measure.growth import growth, growth_exponent, limiting_direction, measure
+from experiments.measure.predictors import predictors
+from loopsight.protocol import unroll
+
+LOOPS = 4
+
+
+class Sublayer(nn.Module):
+    def __init__(self, move):
+        super().__init__()
+        self.forward = move
+
+
+@pytest.fixture
+def grow(planted):
+    """Both tables of a planted step, and its states h_0..h_64."""
+
+    def make(move):
+        model = planted(move).double()
+        model.sublayers = nn.ModuleList([Sublayer(move)])
+        with torch.no_grad():
+            states = unroll(model.step, model.embed(torch.arange(12).view(2, 6)), 64)
+            limit = limiting_direction(model, states[LOOPS])
+            table = growth(predictors(model, limit), states, LOOPS)
+            exponents = growth_exponent(model, limit, states, LOOPS).set_index("quantity")
+        return table, exponents, states
+
+    return make
+
+
+def last(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["k"] == 64].set_index("method")
+
+
+def direction(h):
+    return h / h.norm(dim=-1, keepdim=True)
+
+
+def test_a_constant_radial_increment_is_predicted_by_all_but_the_diffusive(grow):
+    table, exponents, _ = grow(lambda h: h + 3.0 * direction(h))
+    at_end = last(table)
+    exact = at_end.drop("diffusive")
+    assert exact["l2_norm_predicted"].tolist() == pytest.approx([7.0 + 3.0 * 64] * len(exact), rel=1e-6)
+    assert (exact["l2_norm_seen"] == at_end["l2_norm_seen"].iloc[0]).all()
+    assert (exact["high"] - exact["low"] < 1e-3).all()
+    assert at_end.loc["diffusive", "l2_norm_predicted"] == pytest.approx((19.0**2 + 60 * 9.0) ** 0.5)
+    assert exponents.loc["coherent_share", "estimate"] > 0.95
+    assert exponents.loc[["carry", "slope_predicted", "slope_seen", "slope_asymptotic"], "estimate"].tolist() == (
+        pytest.approx([1.0, 3.0, 3.0, 3.0], rel=1e-6)
+    )
+    assert exponents.loc["direction_converged", "estimate"] == 1.0
+    assert sorted(set(table["k"])) == list(range(LOOPS + 1, 65))
+
+
+def test_an_increment_that_depends_on_the_norm_is_not_predicted(grow):
+    table, _, _ = grow(lambda h: h + 3.0 * direction(h) * (1 + 100.0 / h.norm(dim=-1, keepdim=True)))
+    at_end = last(table)
+    error = (at_end["l2_norm_predicted"] / at_end["l2_norm_seen"] - 1).abs()
+    assert (error > 0.05).all()
+
+
+def test_an_attracting_direction_gives_slope_and_power_law(grow):
+    """b(u) = (3, 1, 1, ...) u: the direction tends to the first axis, as k^(1/3 - 1)."""
+    scales = torch.ones(32, dtype=torch.float64)
+    scales[0] = 3.0
+    table, exponents, _ = grow(lambda h: h + direction(h) * scales)
+    at_end = last(table)
+    error = (at_end["l2_norm_predicted"] / at_end["l2_norm_seen"] - 1).abs()
+    assert exponents.loc["slope_asymptotic", "estimate"] == pytest.approx(3.0, rel=1e-3)
+    assert error["direction_flow"] < 1e-2
+    assert error["constant_increment"] > 10 * error["direction_flow"]
+    assert at_end.loc["asymptotic_slope", "l2_norm_predicted"] > 1.1 * at_end.loc["asymptotic_slope", "l2_norm_seen"]
+
+
+def test_a_rotating_displacement_has_no_limit(grow):
+    turn = torch.block_diag(*[torch.tensor([[1.0, -2.0], [2.0, 1.0]], dtype=torch.float64)] * 16)
+    table, exponents, _ = grow(lambda h: h + direction(h) @ turn.T)
+    assert exponents.loc["direction_converged", "estimate"] == 0.0
+    assert last(table).loc[["asymptotic_slope", "power_law"], "l2_norm_predicted"].isna().all()
+    at_end = last(table).loc["direction_flow"]
+    assert at_end["l2_norm_predicted"] == pytest.approx(at_end["l2_norm_seen"], rel=1e-6)
+
+
+def test_exponents_of_ballistic_and_diffusive_growth(planted):
+    model = planted(lambda h: h + 3.0 * direction(h)).double()
+    unit = direction(torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    ballistic = [(k + 1e-9) * unit for k in range(65)]
+    generator = torch.Generator().manual_seed(1)
+    steps = torch.randn(65, 4, 64, 32, generator=generator, dtype=torch.float64)
+    diffusive = list(steps.cumsum(0))
+    with torch.no_grad():
+        for states, expected, tolerance in ((ballistic, 1.0, 1e-6), (diffusive, 0.5, 0.05)):
+            limit = limiting_direction(model, states[LOOPS])
+            found = growth_exponent(model, limit, states, LOOPS).set_index("quantity")
+            for quantity in ("exponent", "exponent_late"):
+                row = found.loc[quantity]
+                assert row["estimate"] == pytest.approx(expected, abs=tolerance)
+                assert row["low"] <= row["estimate"] <= row["high"]
+            coherent = found.loc["coherent_share", "estimate"]
+            assert (coherent > 0.8) if expected == 1.0 else abs(coherent) < 0.2
+
+
+def test_the_band_is_the_error_made_within_the_trained_loops(planted):
+    """A step that adds 3 at first and 4 from the third loop on, and a method that believes in 3."""
+    model = planted(lambda h: h).double()
+    u = direction(model.embed(torch.arange(4).view(2, 2)).detach())
+    lengths = [10.0, 13.0, 16.0, 20.0, 24.0, *(24.0 + 4.0 * n for n in range(1, 61))]
+    states = [length * u for length in lengths]
+
+    def threes(h):
+        s = h.norm(dim=-1)
+        while True:
+            s = s + 3.0
+            yield s
+
+    table = growth({"threes": threes}, states, LOOPS)
+    at_end = table.iloc[-1]
+    assert at_end["l2_norm_predicted"] == pytest.approx(24.0 + 3.0 * 60)
+    assert (at_end["low"], at_end["high"]) == pytest.approx((204.0 - 60.0, 204.0 + 60.0))
+    assert at_end["l2_norm_seen"] == pytest.approx(264.0)
+
+
+def test_methods_that_need_a_plain_stack_are_absent_behind_an_operation_between_loops(make_context):
+    tables = {variant: measure(make_context(variant)) for variant in ("scale_invariant", "scale_removing")}
+    methods = {variant: set(found["growth"]["method"]) for variant, found in tables.items()}
+    assert methods["scale_invariant"] - methods["scale_removing"] == {
+        "power_law",
+        "second_order",
+        "direction_flow_second_order",
+    }
+    removed = tables["scale_removing"]["growth_exponent"].set_index("quantity")
+    assert removed.loc["carry", "estimate"] == pytest.approx(0.0, abs=1e-6)
+    assert abs(removed.loc["exponent_late", "estimate"]) < 0.05
+
+
+def test_a_random_stack_is_predicted_better_with_its_second_order(make_context):
+    table = measure(make_context())["growth"]
+    at_end = table[table["k"] == 64].set_index("method")
+    error = (at_end["l2_norm_predicted"] / at_end["l2_norm_seen"] - 1).abs()
+    assert error["direction_flow_second_order"] < 0.1 < error["diffusive"]
