@@ -8,6 +8,7 @@ import torch
 
 from loopsight.growth import regime_number
 from loopsight.increments import increment, second_order_step
+from theory import far_out
 from theory.cases import Case
 from theory.proposition import Proof, ProofError
 from theory.propositions import p09_exact_lemma_2 as p09
@@ -70,13 +71,13 @@ def test_the_check_notices_wrong_corrections_and_bounds(monkeypatch):
 @pytest.fixture(scope="module")
 def laboratory():
     """Four sublayers (attention and MLP, twice) and tokens at directions."""
-    sublayers, h = p09.laboratory(Case(seed=4, d=12, tokens=3))
+    sublayers, h = p09.sublayers_and_states(Case(seed=4, d=12, tokens=3))
     assert len(sublayers) == 4
     return sublayers, p09.directions(h)
 
 
 def loop(sublayers, h):
-    return p09.scaled_loop(sublayers, h, torch.ones((), dtype=h.dtype))
+    return far_out.scaled_loop(sublayers, h, torch.ones((), dtype=h.dtype))
 
 
 def test_the_norm_increment_is_a_tautology_and_constancy_of_b_is_not(laboratory):

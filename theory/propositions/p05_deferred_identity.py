@@ -1,7 +1,6 @@
 """P5: supervising every loop shows no scale at once, and what later loops show of it is exact, small and weaker."""
 
-import random
-from typing import Any
+from dataclasses import replace
 
 import sympy as sp
 import torch
@@ -9,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from theory.cases import Case
+from theory.laboratory import SCALE_FREE, draw_architecture, loop_weights
 from theory.proposition import Proof, Proposition, Residual
 from theory.propositions.p01_blind_directions import jacobian_times_state
-from theory.propositions.p04_visibility_activity import DAMPING, draw_architecture
 from theory.random_model import RandomModel, StateMap, random_model
 from theory.symbols import h, i, j, k, total
 
@@ -115,11 +114,6 @@ def loss_of_logits(case: Case, model: RandomModel) -> StateMap:
     return losses["squared" if vanishing else case.loss]
 
 
-def signed_weights(case: Case, loops: int) -> list[float]:
-    rng = random.Random(case.seed + 1)
-    return [rng.choice([-1.0, 1.0]) * rng.uniform(0.2, 1.0) for _ in range(loops)]
-
-
 def identity_terms(case: Case, model: RandomModel) -> dict[str, Tensor]:
     """States, displacements, total gradients by one backward pass, and the immediate terms that theory predicts."""
     states, gains, ends = [model.embed().requires_grad_()], [], []
@@ -129,7 +123,7 @@ def identity_terms(case: Case, model: RandomModel) -> dict[str, Tensor]:
             gains.append(gain)
         ends.append(len(states) - 1)
     readout, loss = model.readout(), loss_of_logits(case, model)
-    weights = signed_weights(case, len(ends))
+    weights = loop_weights(model.architecture)
     logits = [readout(states[end]) for end in ends]
     losses = [weight * loss(z) for weight, z in zip(weights, logits, strict=True)]
     gradients = torch.stack(torch.autograd.grad(torch.stack(losses).sum(), states, retain_graph=True))
@@ -164,7 +158,7 @@ def coefficient_residual(case: Case, model: RandomModel, multiples: list[float] 
     In units of s the recurrence is y -> y + x b(y), x = 1/s, so that the limit is a derivative at x = 0, without error.
     """
     readout, loss = model.readout(), loss_of_logits(case, model)
-    weights = signed_weights(case, model.architecture.loops)
+    weights = loop_weights(model.architecture)
     direction = model.embed() / case.scale
 
     def of_inverse_scale(x: Tensor) -> Tensor:
@@ -189,17 +183,13 @@ def coefficient_residual(case: Case, model: RandomModel, multiples: list[float] 
 def check(case: Case) -> Residual:
     """The identity at every state and token with signed loop weights, and the coefficient law.
 
-    The readout (two scale-free ones and a raw one) and the operation between loops are drawn.
+    The readout (scale-free ones and a raw one) and the operation between loops are drawn.
     """
-    rng = random.Random(case.seed + 2)
-    readout = rng.choice(["rmsnorm", "layernorm", "raw"])
-    between = rng.choice(["none", "rmsnorm", "damping"])
-    # No bias behind a raw readout, which would not be of degree 1; no tied head, whose large entries would saturate
-    # the softmax and leave nothing to measure.
-    fixed: dict[str, Any] = {"readout": readout, "between": between, "damping": DAMPING, "tied": False}
-    fixed |= {"biases": False} if readout == "raw" else {}
-    model = random_model(draw_architecture(case, **fixed))
-    plain = random_model(draw_architecture(case, tied=False))
+    # No tied head, whose large entries would saturate the softmax and leave nothing to measure; no bias behind a raw
+    # readout, which would not be of degree 1.
+    a = draw_architecture(case, tied=False, batch=1)
+    model = random_model(replace(a, biases=False) if a.readout == "raw" else a)
+    plain = random_model(draw_architecture(case, readouts=SCALE_FREE, between="none", tied=False, batch=1))
     identity, law = identity_residual(**identity_terms(case, model)), coefficient_residual(case, plain)
     return Residual(value=torch.tensor([identity, law]).max().item(), tolerance=TOLERANCE)  # NaN if either is
 
@@ -207,8 +197,8 @@ def check(case: Case) -> Residual:
 def control(case: Case) -> Residual:
     """The least of three that must fail: a raw readout without its immediate terms; whole loops in the place of
     residual steps, with one gradient each; and every loop weighted once in the coefficient law."""
-    raw = random_model(draw_architecture(case, readout="raw", loops=3, biases=False))
-    normed = random_model(draw_architecture(case, loops=3, layers=2))
+    raw = random_model(draw_architecture(case, readout="raw", between="none", loops=3, biases=False))
+    normed = random_model(draw_architecture(case, readouts=SCALE_FREE, between="none", loops=3, layers=2))
     terms = identity_terms(case, normed)
     stride = len(residual_steps(normed))
     whole_loops = {name: terms[name][::stride] for name in ("states", "gradients", "immediate")}

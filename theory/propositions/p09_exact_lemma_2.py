@@ -1,16 +1,24 @@
 """P9 (Lemma 2 made exact): polar forms for any map, the constancy of b that is the lemma's content, and c / s."""
 
-import random
-from collections.abc import Callable
-
 import sympy as sp
 import torch
 from torch import Tensor
 
 from loopsight.increments import increment, loop_growth
 from theory.cases import Case
+from theory.far_out import (
+    at_infinity,
+    cotangent,
+    directions,
+    linear_sublayers,
+    relative_scales,
+    scaling_error,
+    sublayers_and_states,
+    summed_branches,
+)
+from theory.laboratory import pullback
 from theory.proposition import Proof, Proposition, Residual
-from theory.random_model import Architecture, StateMap, random_model
+from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
 
@@ -130,76 +138,6 @@ def _prove_loops(proof: Proof) -> None:
     proof.equal("and less than beta^2 / 2q", BETA**2 / (2 * Q) - excess, excess**2 / (2 * Q))
 
 
-def laboratory(case: Case) -> tuple[list[StateMap], Tensor]:
-    """Sublayers of a random model as the case's seed decides, and states of the case's scales."""
-    draw = random.Random(case.seed)
-    model = random_model(
-        Architecture(
-            seed=case.seed % 2**31,
-            d=case.d,
-            heads=draw.choice([n for n in (1, 2, 3, 4) if case.d % n == 0]),
-            layers=draw.choice([1, 2]),
-            tokens=case.tokens,
-            vocab=case.vocab,
-            batch=1,
-            block_norm=draw.choice(["rmsnorm", "layernorm"]),
-            biases=draw.random() < 0.5,
-            qk_norm=draw.random() < 0.5,
-        )
-    )
-    return model.sublayers(), case.states()[None]
-
-
-def directions(h: Tensor) -> Tensor:
-    return h / h.norm(dim=-1, keepdim=True)
-
-
-def scaled_loop(sublayers: list[StateMap], u: Tensor, small: Tensor) -> Tensor:
-    """F(s u) / s with small = 1/s, per token: for branches of degree 0 it is defined, and smooth, down to small = 0.
-
-    For others it is another map: a check that uses it must hold `scaling_error` against the model as well.
-    """
-    for sublayer in sublayers:
-        u = u + small * (sublayer(u) - u)
-    return u
-
-
-def scaling_error(sublayers: list[StateMap], h: Tensor) -> float:
-    """|F(h) - s scaled_loop(u, 1/s)| / (s + |F(h) - h|): are the branches of degree 0, each token's scale its own?"""
-    s, after = h.norm(dim=-1, keepdim=True), h
-    for sublayer in sublayers:
-        after = sublayer(after)
-    error = after - s * scaled_loop(sublayers, h / s, 1.0 / s)
-    return (error.norm(dim=-1) / (s[..., 0] + (after - h).norm(dim=-1))).max().item()
-
-
-def pullback(function: StateMap, x: Tensor, cotangent: Tensor) -> Tensor:
-    """D function(x)^T cotangent. The checks test identities of vectors through random cotangents: one reverse pass,
-    much faster here than forward mode."""
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad((function(x) * cotangent).sum(), x)[0]
-
-
-def at_infinity(function: Callable[[Tensor], Tensor], cotangent: Tensor) -> Tensor:
-    """<cotangent, d function / d small> at small = 0."""
-    return pullback(function, torch.zeros((), dtype=cotangent.dtype), cotangent)
-
-
-def cotangent(like: Tensor, seed: int = 0) -> Tensor:
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), dtype=like.dtype)
-
-
-def summed_branches(sublayers: list[StateMap], u: Tensor) -> Tensor:
-    """bbar."""
-    return torch.stack([sublayer(u) - u for sublayer in sublayers]).sum(0)
-
-
-def relative_scales(h: Tensor) -> Tensor:
-    """Every token's scale in units of the smallest: the ratios that are kept while small = 1/s goes to 0."""
-    s = h.norm(dim=-1, keepdim=True)
-    return s / s.min()
-
-
 def _polar(h: Tensor, after: Tensor) -> float:
     """Exact forms and bounds of one step, as `loopsight.increments` computes them."""
     step = increment(h, after)
@@ -300,14 +238,8 @@ def residual(sublayers: list[StateMap], h: Tensor, number: int) -> Residual:
 
 def check(case: Case) -> Residual:
     """Worst of: polar form and bounds, K-loop identities, constancy of b, Dunkl-Williams, c and the norm's 1/s term."""
-    sublayers, h = laboratory(case)
+    sublayers, h = sublayers_and_states(case)
     return residual(sublayers, h, case.seed)
-
-
-def linear_sublayers(case: Case) -> list[StateMap]:
-    """Residual steps h -> h + M h, which see the scale; the polar forms hold for them all the same."""
-    draw = torch.randn(2, case.d, case.d, generator=case.generator(), dtype=torch.float64) / case.d**0.5
-    return [lambda h, m=matrix: h + h @ m.T for matrix in draw]  # type: ignore[misc]
 
 
 def control(case: Case) -> Residual:

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p09_exact_lemma_2 import (
+from theory.far_out import (
     at_infinity,
     cotangent,
     directions,
-    laboratory,
-    pullback,
     relative_scales,
     scaled_loop,
     scaling_error,
+    sublayers_and_states,
     summed_branches,
 )
+from theory.laboratory import pullback
+from theory.proposition import Proof, Proposition, Residual
 from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
@@ -163,7 +163,7 @@ def all_signs(n: int) -> Tensor:
 
 
 def residual(case: Case, degree: int) -> Residual:
-    sublayers, h = laboratory(case)
+    sublayers, h = sublayers_and_states(case)
     sublayer = sublayers[case.seed % len(sublayers)]
     values = (
         flow_error(sublayers, h),

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sympy as sp
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from loopsight.optimiser_laws import adam_step_bound, heavy_ball_square_norms, norm_change, sgd_square_norm
 from theory.cases import Case
+from theory.laboratory import draw_architecture, loop_weights, narrowed, writers
 from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p11_writer_homogeneity import draw_architecture, loop_weights, writers
 from theory.random_model import RandomModel, random_model
 from theory.symbols import i, split, total
 
@@ -126,10 +127,10 @@ def prove_adam(proof: Proof) -> None:
     proof.true("it is more than seven learning rates", limit > 7)
 
 
-def blind_model(case: Case, **changes: object) -> RandomModel:
+def blind_model(case: Case, **changes: Any) -> RandomModel:
     """A small model whose writers' joint norm is blind, unless `changes` break that."""
-    fixed = {"readout": "rmsnorm", "tied": False, "layers": 1, "loops": 2, "batch": 1}
-    return random_model(draw_architecture(replace(case, d=min(case.d, 18)), **{**fixed, **changes}))
+    fixed: dict[str, Any] = {"readout": "rmsnorm", "tied": False, "layers": 1, "loops": 2, "batch": 1}
+    return random_model(draw_architecture(narrowed(case), **{**fixed, **changes}))
 
 
 DECAY, MOMENTUM = 0.3, 0.7  # decay is in units of 1 / lr

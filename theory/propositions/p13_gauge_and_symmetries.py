@@ -12,13 +12,9 @@ from torch import Tensor
 
 from loopsight.symmetry import ScalingDegree, Symmetry, added, euler_residual, scaling_degree, scaling_symmetries
 from theory.cases import Case
+from theory.laboratory import draw_architecture, loop_weights, narrowed, writers
 from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p11_writer_homogeneity import (
-    derivatives,
-    draw_architecture,
-    loop_weights,
-    writers,
-)
+from theory.propositions.p11_writer_homogeneity import derivatives
 from theory.random_model import Architecture, RandomModel, random_model
 from theory.symbols import c
 
@@ -204,7 +200,7 @@ def check(case: Case) -> Residual:
     """Worst Euler residual over the null space of a random architecture; infinity if the gauge run is not bitwise."""
     rng = random.Random(case.seed)
     for attempt in range(20):
-        a = draw_architecture(replace(case, seed=case.seed + attempt, d=min(case.d, 18)), batch=1, layers=1)
+        a = draw_architecture(narrowed(replace(case, seed=case.seed + attempt)), batch=1, layers=1)
         if a.readout == "raw":
             a = replace(a, embedding_std=min(a.embedding_std, 3.0), spread=min(a.spread, 10.0))
         model = random_model(a)

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import sympy as sp
 import torch
 from torch import Tensor
 
 from theory.cases import Case
+from theory.laboratory import block_writers, draw_architecture, gradients_of, loop_weights, narrowed, writers
 from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p11_writer_homogeneity import block_writers, draw_architecture, loop_weights, writers
 from theory.random_model import Architecture, RandomModel, random_model
 
 TOLERANCE = 1e-10
@@ -83,9 +84,7 @@ def prove_loops(proof: Proof) -> None:
 
 def gradients(model: RandomModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = loop_weights(model.architecture)
-    p = {name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()}
-    found = torch.autograd.grad(model.loss(p, weights), list(p.values()), materialize_grads=True)
-    return dict(zip(p, found, strict=True))
+    return gradients_of(lambda p: model.loss(p, weights), parameters)
 
 
 def scaled(parameters: Mapping[str, Tensor], names: tuple[str, ...], factor: float) -> dict[str, Tensor]:
@@ -146,9 +145,16 @@ def backward_attenuation_residual(model: RandomModel) -> float:
     return worst
 
 
-def blind_architecture(case: Case, **changes: object) -> Architecture:
-    fixed = {"readout": "rmsnorm", "tied": False, "batch": 1, "layers": 1, "between": "none", "loops": 2}
-    return draw_architecture(replace(case, d=min(case.d, 18)), **{**fixed, **changes})
+def blind_architecture(case: Case, **changes: Any) -> Architecture:
+    fixed: dict[str, Any] = {
+        "readout": "rmsnorm",
+        "tied": False,
+        "batch": 1,
+        "layers": 1,
+        "between": "none",
+        "loops": 2,
+    }
+    return draw_architecture(narrowed(case), **{**fixed, **changes})
 
 
 def check(case: Case) -> Residual:

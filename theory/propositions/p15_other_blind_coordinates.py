@@ -1,6 +1,7 @@
 """P15: blind coordinates besides the scale: LayerNorm's ones, heads' scales, key biases; what optimisers do to them."""
 
 import random
+from typing import Any
 
 import sympy as sp
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from loopsight.protocol import unroll
 from theory.cases import Case
+from theory.laboratory import draw_architecture, gradients_of
 from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p04_visibility_activity import draw_architecture
 from theory.random_model import RandomModel, random_model
 from theory.symbols import c, d, eps, h, i, j, k, split, t, total
 
@@ -91,11 +92,13 @@ def _prove_attention(proof: Proof) -> None:
     proof.true("V <= d: dim ker(C W) >= d - (V - 1) >= 1", sp.Ge(d - (vocab - 1), 1))
 
 
-def layer_norm_model(case: Case, **fixed: object) -> RandomModel:
+def layer_norm_model(case: Case, **fixed: Any) -> RandomModel:
     """LayerNorm in blocks and readout, any epsilon, at least two tokens (one token's attention has no queries)."""
-    drawn: dict[str, object] = dict(
+    drawn: dict[str, Any] = dict(
         block_norm="layernorm",
         readout="layernorm",
+        between="none",
+        batch=1,
         tied=False,
         tokens=max(case.tokens, 2),
         eps=random.Random(case.seed + 1).choice([0.0, 1e-6, 1e-2, 1.0]),
@@ -120,10 +123,8 @@ def ones_defects(model: RandomModel, from_loop: int = 0) -> tuple[float, float]:
 
 
 def gradients(model: RandomModel) -> dict[str, Tensor]:
-    p = {name: tensor.clone().requires_grad_() for name, tensor in model.parameters.items()}
-    loss = model.cross_entropy(model.readout(p)(model.states(p)[-1]))
-    found = torch.autograd.grad(loss, list(p.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(p, found, strict=True) if gradient is not None}
+    """Of the loss after the last loop."""
+    return gradients_of(lambda p: model.cross_entropy(model.readout(p)(model.states(p)[-1])), model.parameters)
 
 
 def writer_defect(model: RandomModel) -> float:

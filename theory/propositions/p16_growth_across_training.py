@@ -1,14 +1,15 @@
 """P16: which parameters made log |h_K| grow over training steps: an account that sums up exactly, to first order."""
 
 from dataclasses import replace
+from typing import Any
 
 import sympy as sp
 import torch
 
 from loopsight.attribution import attribute_growth, norm_degrees
 from theory.cases import Case
+from theory.laboratory import draw_architecture, narrowed, writers
 from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p11_writer_homogeneity import draw_architecture, writers
 from theory.random_model import Architecture, Parameters, RandomModel, random_model
 from theory.symbols import c, d, h, i, j, split, total
 
@@ -105,8 +106,8 @@ def attribution_error(model: RandomModel, relative: float) -> float:
     return abs(found.error) / sum(abs(value) for value in found.contributions.values())
 
 
-def architecture(case: Case, **fixed: object) -> Architecture:
-    return draw_architecture(replace(case, d=min(case.d, 18)), **{"batch": 1, "layers": 1, **fixed})
+def architecture(case: Case, **fixed: Any) -> Architecture:
+    return draw_architecture(narrowed(case), **{"batch": 1, "layers": 1, **fixed})
 
 
 def check(case: Case) -> Residual:

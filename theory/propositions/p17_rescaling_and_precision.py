@@ -6,18 +6,18 @@ from torch import Tensor
 
 from loopsight.precision import predicted_freeze, significand_bits
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p09_exact_lemma_2 import (
+from theory.far_out import (
     at_infinity,
     cotangent,
     directions,
-    laboratory,
-    pullback,
     relative_scales,
     scaled_loop,
     scaling_error,
+    sublayers_and_states,
     summed_branches,
 )
+from theory.laboratory import pullback
+from theory.proposition import Proof, Proposition, Residual
 from theory.random_model import StateMap
 from theory.symbols import c, d, j, total
 from theory.symbols import h as state
@@ -99,7 +99,7 @@ def freezing_error(b: Tensor, dtype: torch.dtype) -> float:
 
 def check(case: Case) -> Residual:
     """Worst of: decoding after a rescale, cost of a rescale in the recurrence, and the binade of freezing."""
-    sublayers, h = laboratory(case)
+    sublayers, h = sublayers_and_states(case)
     factors = 10.0 ** (3.0 * torch.randn(*h.shape[:-1], 1, generator=case.generator(), dtype=h.dtype)).clamp(-6.0, 6.0)
     readout = case.readout("rmsnorm" if case.seed % 2 else "layernorm")
     factor = factors.flatten()[0].clamp(1e-2, 1e2).item()
@@ -114,7 +114,7 @@ def check(case: Case) -> Residual:
 
 def control(case: Case) -> Residual:
     """The same rescaling before a raw readout, which sees it."""
-    _, h = laboratory(case)
+    _, h = sublayers_and_states(case)
     return Residual(value=decoding_error(case.readout("raw"), h, h.new_tensor(2.0)), tolerance=TOLERANCE)
 
 
