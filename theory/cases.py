@@ -5,7 +5,7 @@ the propositions are about callables.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -81,3 +81,24 @@ class Case:
             "margin": lambda z: F.multi_margin_loss(z, labels, reduction="sum"),
         }
         return lambda h: losses[self.loss](readout(h))
+
+
+LossAt = tuple[Callable[[Tensor], Tensor], Tensor]
+
+
+def seen_case(case: Case, loss_at: Callable[[Case], LossAt]) -> Case:
+    """The case, or the next seed at which some token has a gradient: a margin already satisfied has none.
+
+    Raises:
+        ValueError: there is none among 64 seeds.
+    """
+    for seed in range(case.seed, case.seed + 64):
+        candidate = replace(case, seed=seed)
+        if gradient_at(*loss_at(candidate)).any():
+            return candidate
+    raise ValueError(f"64 seeds from {case} have no gradient anywhere.")
+
+
+def gradient_at(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(x), x)[0]

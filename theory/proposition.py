@@ -5,8 +5,9 @@ proposition is adding a file.
 """
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import sympy as sp
@@ -71,6 +72,17 @@ class Residual:
     def holds(self) -> bool:
         """False for NaN too: a check that measured nothing has not passed."""
         return self.value <= self.tolerance
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest, and NaN if any is: Python's own `max` forgets a NaN unless it comes first."""
+    values = list(values)
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+def least(values: Iterable[float]) -> float:
+    """The smallest, and NaN if any is: of controls, all of which must fail."""
+    return -worst(-value for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)

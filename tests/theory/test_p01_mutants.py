@@ -3,6 +3,7 @@
 import pytest
 import sympy as sp
 
+from theory.cases import Case, gradient_at, seen_case
 from theory.proposition import ProofError
 from theory.propositions import p01_blind_directions as p01
 from theory.symbols import h, j
@@ -23,7 +24,29 @@ def test_rmsnorm_is_not_invariant_under_a_shift(monkeypatch):
 
 
 def test_the_numeric_check_detects_a_leaking_readout(monkeypatch):
-    from theory.cases import Case
-
     assert p01.check(Case()).holds
     assert not p01.check(Case(eps=1e-3)).holds
+
+
+def test_satisfied_margins_are_drawn_anew_and_not_taken_for_blindness():
+    """One token whose margin is satisfied has no gradient: its fraction is nothing, not 0."""
+    redrawn = 0
+    for seed in range(20):
+        case = Case(seed=seed, vocab=2, tokens=1, loss="margin")
+        readout = case.readout("rmsnorm")
+        satisfied = not gradient_at(case.loss_of(readout), case.states()).any()
+        found = seen_case(case, lambda case: (case.loss_of(case.readout("rmsnorm")), case.states()))
+        assert (found.seed != seed) == satisfied
+        assert p01.check(case).holds and p01.control(case).value > 1e-6
+        redrawn += satisfied
+    assert redrawn > 3
+
+
+def test_a_loss_without_any_gradient_is_refused_and_not_passed():
+    with pytest.raises(ValueError, match="no gradient anywhere"):
+        seen_case(Case(), lambda case: (lambda h: 0.0 * h.sum(), case.states()))
+
+
+def test_a_gradient_that_is_nan_does_not_pass(monkeypatch):
+    monkeypatch.setattr(Case, "readout", lambda case, name: lambda h: h.log() @ h.new_ones(case.d, case.vocab))
+    assert not p01.check(Case()).holds

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory.cases import Case
-from theory.proposition import Proof, ProofError, Residual, propositions
+from theory.proposition import Proof, ProofError, Residual, least, propositions, worst
 
 PROPOSITIONS = propositions()
 
@@ -64,3 +64,10 @@ def test_a_wrong_identity_is_rejected():
 
 def test_a_residual_that_measured_nothing_does_not_hold():
     assert not Residual(value=math.nan, tolerance=1.0).holds
+
+
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (1.0, math.nan), (0.0, math.nan, 2.0)])
+def test_nothing_measured_is_not_forgotten_beside_other_numbers(values):
+    """max(1.0, nan) is 1.0: a residual that measured nothing would pass unseen."""
+    assert math.isnan(worst(values)) and math.isnan(least(values))
+    assert worst([3.0, -1.0]) == 3.0 and least([3.0, -1.0]) == -1.0

@@ -1,11 +1,10 @@
 """P1 (Lemma 1, general): the generators of a readout's invariances are blind directions of every loss behind it."""
 
 import sympy as sp
-import torch
 
 from loopsight.radial import radial_gradient_fraction
-from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
+from theory.cases import Case, LossAt, ReadoutName, gradient_at, seen_case
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.symbols import c, d, h, i, j, k, split, t, total
 
 S1, S2 = sp.Symbol("S_1", real=True), sp.Symbol("S_2", positive=True)
@@ -48,21 +47,26 @@ def jacobian_times_state() -> sp.Expr:
     return sp.Add(direct, through_sigma, evaluate=False)
 
 
-def _largest_fraction(case: Case, readout: str) -> float:
-    fraction = radial_gradient_fraction(case.loss_of(case.readout(readout)), case.states())  # type: ignore[arg-type]
-    # A margin already satisfied has no gradient at all, and so no fraction to measure.
-    return torch.nan_to_num(fraction, nan=0.0).max().item()
+def largest_fraction(case: Case, readout: ReadoutName) -> float:
+    """Over the tokens that have a gradient; from the case's seed on, the first at which some token has one."""
+
+    def loss_at(case: Case) -> LossAt:
+        return case.loss_of(case.readout(readout)), case.states()
+
+    loss, h = loss_at(seen_case(case, loss_at))
+    seen = gradient_at(loss, h).any(-1)
+    return radial_gradient_fraction(loss, h)[seen].max().item()
 
 
 def check(case: Case) -> Residual:
     """Largest |<g, h>| / (|g| |h|) over tokens, RMSNorm and LayerNorm readouts, epsilon 0."""
-    value = max(_largest_fraction(case, "rmsnorm"), _largest_fraction(case, "layernorm"))
+    value = worst([largest_fraction(case, "rmsnorm"), largest_fraction(case, "layernorm")])
     return Residual(value=value, tolerance=1e-13)
 
 
 def control(case: Case) -> Residual:
     """The same with a raw readout, whose loss does see the scale."""
-    return Residual(value=_largest_fraction(case, "raw"), tolerance=1e-13)
+    return Residual(value=largest_fraction(case, "raw"), tolerance=1e-13)
 
 
 PROPOSITION = Proposition(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loopsight.blind import blind_subspace
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.symbols import d, h, i, j, k, split, total
 
 y = sp.IndexedBase("y", real=True)
@@ -207,7 +207,7 @@ def residual(readout: Readout, h: Float[Tensor, "tokens d"], predicted: int) -> 
             direction = torch.zeros_like(h)
             direction[token] = generator
             distances.append(blind.distance(direction))
-    return max(float(abs(blind.dimension - predicted)), *distances)
+    return worst([float(abs(blind.dimension - predicted)), *distances])
 
 
 def check(case: Case) -> Residual:

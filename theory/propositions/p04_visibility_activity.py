@@ -7,7 +7,7 @@ from torch import Tensor
 from loopsight.observability import visibility
 from theory.cases import Case
 from theory.laboratory import SCALE_FREE, draw_architecture
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.propositions.p01_blind_directions import S2, jacobian_times_state
 from theory.random_model import RandomModel, StateMap, random_model
 from theory.symbols import c, d, h, i, j, k, split, total
@@ -144,8 +144,7 @@ def check(case: Case) -> Residual:
     """Largest of: visibility against sampled labels, radial visibility, a penalty's curvature, the three activities."""
     # Not tied: embeddings for a head would saturate the softmax.
     model = random_model(draw_architecture(case, readouts=SCALE_FREE, between="none", tied=False, batch=1))
-    residuals = torch.tensor(_residuals(case, model))
-    return Residual(value=residuals.max().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=worst(_residuals(case, model)), tolerance=TOLERANCE)
 
 
 def control(case: Case) -> Residual:
@@ -162,7 +161,7 @@ def control(case: Case) -> Residual:
         ((seen.uniform - sampled).abs() / bound).max().item(),
         carry_defect(lambda h: h + torch.tanh(h @ unnormalised.T), h, 1.0, generator),
     ]
-    return Residual(value=min(failures), tolerance=TOLERANCE)
+    return Residual(value=least(failures), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

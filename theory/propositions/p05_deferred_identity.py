@@ -9,7 +9,7 @@ from torch import Tensor
 
 from theory.cases import Case
 from theory.laboratory import SCALE_FREE, draw_architecture, loop_weights
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.propositions.p01_blind_directions import jacobian_times_state
 from theory.random_model import RandomModel, StateMap, random_model
 from theory.symbols import h, i, j, k, total
@@ -144,7 +144,7 @@ def identity_residual(states: Tensor, gradients: Tensor, immediate: Tensor, disp
     right = _sums_from(immediate - crossing)
     size = _sums_from(immediate.abs() + crossing.abs()) + gradients.norm(dim=-1) * states.norm(dim=-1)
     # A token that no readout's gradient reaches at a state is skipped there; if that is every one, the result is NaN.
-    return ((left - right).abs() / size)[size > 0].max().item() if (size > 0).any() else float("nan")
+    return ((left - right).abs() / size)[size != 0].max().item() if (size != 0).any() else float("nan")
 
 
 def _sums_from(terms: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def check(case: Case) -> Residual:
     model = random_model(replace(a, biases=False) if a.readout == "raw" else a)
     plain = random_model(draw_architecture(case, readouts=SCALE_FREE, between="none", tied=False, batch=1))
     identity, law = identity_residual(**identity_terms(case, model)), coefficient_residual(case, plain)
-    return Residual(value=torch.tensor([identity, law]).max().item(), tolerance=TOLERANCE)  # NaN if either is
+    return Residual(value=worst([identity, law]), tolerance=TOLERANCE)
 
 
 def control(case: Case) -> Residual:
@@ -208,7 +208,7 @@ def control(case: Case) -> Residual:
         identity_residual(**whole_loops),
         coefficient_residual(case, normed, multiples=[1.0, 1.0, 1.0]),
     ]
-    return Residual(value=min(failures), tolerance=TOLERANCE)
+    return Residual(value=least(failures), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

@@ -3,6 +3,7 @@
 z stands for the logits of the state as it is, gap = E_p[z] - z_y for the expected minus the true logit.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from theory.cases import Case
 from theory.laboratory import along, draw_architecture, gradients_of, narrowed, writers
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.propositions.p03_blind_subspace import prove_variance
 from theory.random_model import RandomModel, random_model
 
@@ -120,7 +121,8 @@ def ray_residual(case: Case) -> float:
     first, second = derivatives[0], derivatives[1]
     p = logits.softmax(-1)
     variance = (p * (logits - (p * logits).sum(-1, keepdim=True)).square()).sum(-1)
-    return max((first - logit_gap(logits, labels)).abs().max().item() / 3, (second - variance).abs().max().item() / 9)
+    error = (first - logit_gap(logits, labels)).abs() / 3
+    return worst([error.max().item(), (second - variance).abs().max().item() / 9])
 
 
 FACTORS = torch.logspace(-11, 11, 133, dtype=torch.float64)
@@ -195,19 +197,21 @@ def gauge_residual(case: Case) -> float:
         gap, logits = mean_gap(model)
         if abs(gap) > 1e-3 * logits:
             break
+    else:
+        return math.nan
     gradients, tied = gradients_of(model.loss, model.parameters), model.architecture.tied
     inner, size = along(gradients, model.parameters, writers(model.architecture))
     value = abs(inner - (2 if tied else 1) * gap) / (size + logits)
     if not tied:
         inner, size = along(gradients, model.parameters, ["head"])
-        value = max(value, abs(inner - gap) / (size + logits))
+        value = worst([value, abs(inner - gap) / (size + logits)])
     return value
 
 
 def check(case: Case) -> Residual:
     """Gradient and ray of a linear readout, who has a minimiser, and the gauge of a random looped model."""
-    value = max(gradient_residual(case, lambda h: h), ray_residual(case), gauge_residual(case), disagreements(case))
-    return Residual(value=value, tolerance=1e-12)
+    values = gradient_residual(case, lambda h: h), ray_residual(case), gauge_residual(case), float(disagreements(case))
+    return Residual(value=worst(values), tolerance=1e-12)
 
 
 def control(case: Case) -> Residual:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from theory.cases import Case
 from theory.laboratory import SCALE_FREE, along, draw_architecture, gradients_of, narrowed, writers
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.propositions.p06_raw_readout import mean_gap
 from theory.random_model import RandomModel, random_model
 from theory.symbols import c, i, split
@@ -138,8 +138,8 @@ def writer_residual(model: RandomModel, coefficient: float) -> float:
     value = abs(inner - 2 * p - (slope if a.tied else 0.0)) / (size + logits)
     if a.gain:
         inner, size = along(gradients, model.parameters, ["readout.gain"])
-        value = max(value, abs(inner - slope) / (size + logits))
-    return value if a.tied else max(value, step_residual(model, gradients, p))
+        value = worst([value, abs(inner - slope) / (size + logits)])
+    return value if a.tied else worst([value, step_residual(model, gradients, p)])
 
 
 def step_residual(model: RandomModel, gradients: dict[str, Tensor], p: float) -> float:
@@ -164,7 +164,7 @@ def check(case: Case) -> Residual:
     model = random_model(draw_architecture(narrowed(case), readouts=SCALE_FREE))
     coefficient = moderate_coefficient(model)
     residuals = [f(model, coefficient) for f in (state_residual, writer_residual, joint_residual)]
-    return Residual(value=max(residuals), tolerance=1e-12)
+    return Residual(value=worst(residuals), tolerance=1e-12)
 
 
 def control(case: Case) -> Residual:

@@ -7,7 +7,7 @@ from torch import Tensor
 from theory.cases import Case
 from theory.far_out import sequence
 from theory.laboratory import model_and_states, pullback
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.random_model import RandomModel, StateMap
 from theory.symbols import d, eps, i, j, k, split, total
 from theory.symbols import h as state
@@ -106,7 +106,7 @@ def check(case: Case) -> Residual:
         carrying(sublayer, alpha, h),
         settling(sublayer, alpha, h),
     )
-    return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
 def settling(sublayer: StateMap, alpha: float, h: Tensor) -> float:

@@ -13,11 +13,12 @@ from theory.far_out import (
     linear_sublayers,
     relative_scales,
     scaling_error,
+    sequence,
     sublayers_and_states,
     summed_branches,
 )
 from theory.laboratory import pullback
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
@@ -138,18 +139,32 @@ def _prove_loops(proof: Proof) -> None:
     proof.equal("and less than beta^2 / 2q", BETA**2 / (2 * Q) - excess, excess**2 / (2 * Q))
 
 
+def forward(h: Tensor, after: Tensor) -> Tensor:
+    """`after`, or its mirror image where it is turned back: the same beta with s + a > 0, as the bounds need it."""
+    u = directions(h)
+    return after + (u * after).sum(-1, keepdim=True).clamp(max=0.0) * -2.0 * u
+
+
 def _polar(h: Tensor, after: Tensor) -> float:
-    """Exact forms and bounds of one step, as `loopsight.increments` computes them."""
+    """Exact forms of one step, as `loopsight.increments` computes them."""
     step = increment(h, after)
     size = h.norm(dim=-1) + (after - h).norm(dim=-1)
     norm = (step.next_l2_norm - after.norm(dim=-1)).abs() / size
     # Where the state is turned back to nothing, its direction is noise.
     turned = (directions(after) - directions(h)).norm(dim=-1)
     turn = (step.direction_change - turned).abs() * after.norm(dim=-1) / size
+    return worst([norm.max().item(), turn.max().item()])
+
+
+def _bounds(h: Tensor, after: Tensor) -> float:
+    """Largest violation of the bounds of one step with s + a > 0."""
+    step = increment(h, after)
+    size = h.norm(dim=-1) + (after - h).norm(dim=-1)
     lower, upper = step.excess_bounds
     excess = after.norm(dim=-1) - step.carried
+    turned = (directions(after) - directions(h)).norm(dim=-1)
     violations = torch.stack([(lower - excess) / size, (excess - upper) / size, turned - step.direction_bound])
-    return max(norm.max().item(), turn.max().item(), violations.nan_to_num(nan=0.0).max().item())
+    return violations.max().item()
 
 
 def _constancy(sublayer: StateMap, h: Tensor) -> float:
@@ -158,23 +173,27 @@ def _constancy(sublayer: StateMap, h: Tensor) -> float:
     return ((here - there).norm(dim=-1) / (there.norm(dim=-1) + h.norm(dim=-1))).max().item()
 
 
-def _loops(states: list[Tensor]) -> float:
+def _loops(sublayers: list[StateMap], h: Tensor) -> float:
+    """Pythagoras over loops of any maps, and the sandwich where no step turns back."""
+    states = [h]
+    for sublayer in (*sublayers, *sublayers):  # each of them a map in its own right
+        states.append(forward(states[-1], sublayer(states[-1])))
     growth = loop_growth(states)
     squares = growth.l2_norm.square()
     exact = squares[0] + growth.coherent + growth.incoherent
     size = squares[0] + growth.coherent.abs() + growth.incoherent
     below, above = (growth.lower - growth.l2_norm), (growth.l2_norm - growth.upper)
     violation = torch.maximum(below, above) / size.sqrt()
-    return max(((exact - squares).abs() / size).max().item(), violation.nan_to_num(nan=0.0).max().item())
+    return worst([((exact - squares).abs() / size).max().item(), violation.max().item()])
 
 
 def _dunkl_williams(sublayers: list[StateMap], h: Tensor) -> float:
-    x, worst = h, 0.0
+    x, violations = h, []
     for sublayer in sublayers:
         x = sublayer(x)
         moved = (directions(x) - directions(h)).norm(dim=-1)
-        worst = max(worst, (moved - 2.0 * (x - h).norm(dim=-1) / (x.norm(dim=-1) + h.norm(dim=-1))).max().item())
-    return worst
+        violations.append((moved - 2.0 * (x - h).norm(dim=-1) / (x.norm(dim=-1) + h.norm(dim=-1))).max().item())
+    return worst(violations)
 
 
 def displacement(sublayers: list[StateMap], u: Tensor, small: Tensor) -> Tensor:
@@ -219,21 +238,20 @@ def _second_order(sublayers: list[StateMap], h: Tensor) -> float:
         (db - correction(sublayers, u, relative, w)).abs() / (w.norm() * size),
         (da - second).abs() / (v.norm() * size),
     )
-    return max(scaling_error(sublayers, h), *(error.item() for error in errors))
+    return worst([scaling_error(sublayers, h), *(error.item() for error in errors)])
 
 
 def residual(sublayers: list[StateMap], h: Tensor, number: int) -> Residual:
-    states = [h]
-    for sublayer in (*sublayers, *sublayers):  # each of them a map in its own right
-        states.append(sublayer(states[-1]))
+    after = sequence(sublayers)(h)
     values = (
-        _polar(h, states[len(sublayers)]),
-        _loops(states),
+        _polar(h, after),
+        _bounds(h, forward(h, after)),
+        _loops(sublayers, h),
         _dunkl_williams(sublayers, h),
         _constancy(sublayers[number % len(sublayers)], h),
         _second_order(sublayers, h),
     )
-    return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
 def check(case: Case) -> Residual:

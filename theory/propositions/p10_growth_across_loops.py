@@ -18,7 +18,7 @@ from theory.far_out import (
     summed_branches,
 )
 from theory.laboratory import pullback
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
@@ -107,7 +107,7 @@ def flow_error(sublayers: list[StateMap], h: Tensor) -> float:
         (log_norm - (v * a / relative).sum()).abs() / (v.norm() * b.norm()),
         (turn - (w * (b - a * u) / relative).sum()).abs() / (w.norm() * b.norm()),
     )
-    return max(scaling_error(sublayers, h), *(error.item() for error in errors))
+    return worst([scaling_error(sublayers, h), *(error.item() for error in errors)])
 
 
 def approach_error(sublayer: StateMap, case: Case, degree: int) -> float:
@@ -145,7 +145,7 @@ def approach_error(sublayer: StateMap, case: Case, degree: int) -> float:
         ((after.norm(dim=-1, keepdim=True) - norms) / norms).abs().max(),
         (measured - expected).norm() / w.norm(),
     )
-    return max(error.item() for error in errors)
+    return worst(error.item() for error in errors)
 
 
 def diffusion_error(sublayers: list[StateMap], h: Tensor, signs: Tensor) -> float:
@@ -170,7 +170,7 @@ def residual(case: Case, degree: int) -> Residual:
         approach_error(sublayer, case, degree),
         diffusion_error(sublayers, h, all_signs(len(sublayers))),
     )
-    return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
 def check(case: Case) -> Residual:

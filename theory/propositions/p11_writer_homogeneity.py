@@ -9,7 +9,7 @@ from torch import Tensor
 
 from theory.cases import Case
 from theory.laboratory import block_writers, draw_architecture, inner, lengths, loop_weights, writers
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, RandomModel, random_model
 from theory.symbols import c, d, eps, h, i, j, split, t, total
 
@@ -175,7 +175,7 @@ def check(case: Case) -> Residual:
             a = replace(a, embedding_std=min(a.embedding_std, 3.0), spread=min(a.spread, 10.0))
         values = _residuals(random_model(a))
         if values:
-            return Residual(value=max(values), tolerance=TOLERANCE)
+            return Residual(value=worst(values), tolerance=TOLERANCE)
     return Residual(value=float("nan"), tolerance=TOLERANCE)
 
 
@@ -192,7 +192,7 @@ def control(case: Case) -> Residual:
     values = [residual(model, wrong, 0) for wrong in wrong_sets]
     for change in ({"readout": "tanh"}, {"readout": "raw"}, {"tied": True}, {"eps": 1e-1}):
         values.append(residual(random_model(replace(plain, **change)), names, 0))
-    return Residual(value=min(values), tolerance=TOLERANCE)
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

@@ -16,7 +16,7 @@ from torch import Tensor
 from loopsight.optimiser_laws import adam_step_bound, heavy_ball_square_norms, norm_change, sgd_square_norm
 from theory.cases import Case
 from theory.laboratory import draw_architecture, loop_weights, narrowed, writers
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import RandomModel, random_model
 from theory.symbols import i, split, total
 
@@ -211,7 +211,7 @@ def law_residual(model: RandomModel, law: str) -> float:
         for gradient in found.gradients:
             n = sgd_square_norm(n, gradient, lr=lr, wd=DECAY / lr if law == "decay" else 0.0)
             predicted.append(n)
-    return max(abs(seen - claimed) / seen for seen, claimed in zip(found.norms[1:], predicted, strict=True))
+    return worst(abs(seen - claimed) / seen for seen, claimed in zip(found.norms[1:], predicted, strict=True))
 
 
 def adam_excess(case: Case) -> float:
@@ -220,6 +220,7 @@ def adam_excess(case: Case) -> float:
     betas = rng.choice([(0.9, 0.999), (0.9, 0.95), (0.0, 0.9), (0.8, 0.99)])
     steps = rng.randint(1, 12)
     attaining = torch.tensor([(betas[0] / betas[1]) ** (steps - n) for n in range(1, steps + 1)], dtype=torch.float64)
+    attaining = attaining.clamp(min=1e-150)  # without epsilon, Adam of gradients that are all 0 is 0 / 0
     gradients = torch.randn(steps, case.d, generator=case.generator(), dtype=torch.float64)
     gradients[:, 0] = attaining
     x = torch.zeros(case.d, dtype=torch.float64, requires_grad=True)
@@ -229,7 +230,7 @@ def adam_excess(case: Case) -> float:
         x.grad = gradient.clone()
         solver.step()
     ratio = (x.detach() - before).abs() / adam_step_bound(*betas, step=steps)
-    return max(ratio.max().item() - 1.0, abs(ratio[0].item() - 1.0), 0.0)
+    return worst([ratio.max().item() - 1.0, abs(ratio[0].item() - 1.0), 0.0])
 
 
 def decomposition_residual(case: Case) -> float:
@@ -247,7 +248,7 @@ def check(case: Case) -> Residual:
     for attempt in range(20):
         found = law_residual(blind_model(replace(case, seed=case.seed + attempt)), law)
         if not math.isnan(found):
-            return Residual(value=max(found, adam_excess(case), decomposition_residual(case)), tolerance=TOLERANCE)
+            return Residual(value=worst([found, adam_excess(case), decomposition_residual(case)]), tolerance=TOLERANCE)
     return Residual(value=math.nan, tolerance=TOLERANCE)
 
 
@@ -256,8 +257,8 @@ def control(case: Case) -> Residual:
     changes = ({"readout": "raw"}, {"readout": "tanh"}, {"tied": True}, {"eps": 1e-1})
     values = [law_residual(blind_model(case, between="none", **change), "sgd") for change in changes]
     adam = run(blind_model(case, between="none"), "adam")
-    values.append(max(map(abs, adam.crosses)) / adam.norms[0] if adam else math.nan)
-    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+    values.append(worst(map(abs, adam.crosses)) / adam.norms[0] if adam else math.nan)
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

@@ -13,7 +13,7 @@ from torch import Tensor
 from loopsight.symmetry import ScalingDegree, Symmetry, added, euler_residual, scaling_degree, scaling_symmetries
 from theory.cases import Case
 from theory.laboratory import draw_architecture, loop_weights, narrowed, writers
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.propositions.p11_writer_homogeneity import derivatives
 from theory.random_model import Architecture, RandomModel, random_model
 from theory.symbols import c
@@ -183,17 +183,19 @@ def run_difference(training: Training, gauge: Symmetry, factor: float, rescale: 
     """Largest relative difference of losses between a run and its image under a gauge, and of |h| / c."""
     losses, state = training.run({}, 1.0)
     others, other = training.run(gauge, factor, rescale)
-    by_loss = max(((x - y).abs() / x.abs()).item() for x, y in zip(losses, others, strict=True))
+    by_loss = worst(((x - y).abs() / x.abs()).item() for x, y in zip(losses, others, strict=True))
     if not rescale:
         return by_loss
     stream = "between.gain" if training.model.architecture.between == "rmsnorm" else "token_embedding"
-    return max(by_loss, ((other / factor ** gauge[stream] - state).norm() / state.norm()).item())
+    return worst([by_loss, ((other / factor ** gauge[stream] - state).norm() / state.norm()).item()])
 
 
 def euler_residuals(a: Architecture, model: RandomModel, gradients: Mapping[str, Tensor]) -> list[float]:
-    """Of every symmetry in the null space of the degree system."""
+    """Of every symmetry in the null space of the degree system that moves a tensor with a gradient: a single token's
+    queries and keys have none."""
     basis = scaling_symmetries(list(model.parameters), equations(a))
-    return [euler_residual(model.parameters, gradients, symmetry) for symmetry in basis]
+    seen = [s for s in basis if any(degree != 0 and gradients[name].any() for name, degree in s.items())]
+    return [euler_residual(model.parameters, gradients, symmetry) for symmetry in seen]
 
 
 def check(case: Case) -> Residual:
@@ -207,8 +209,7 @@ def check(case: Case) -> Residual:
         found = derivatives(model)
         if found.wrong < 1e-3:  # nothing left to learn, and so no gradient to weigh
             continue
-        residuals = euler_residuals(a, model, found.gradients)
-        value = max(x for x in residuals if not math.isnan(x))  # a single token's queries and keys have no gradient
+        value = worst(euler_residuals(a, model, found.gradients))
         gauge = joint_gauge(a)
         if set(gauge) <= set(model.parameters):  # tied without gain has none
             training = Training(model=model, gradients=found.gradients, optimiser=rng.choice(OPTIMISERS))
@@ -230,7 +231,7 @@ def control(case: Case) -> Residual:
         run_difference(sgd, embeddings_only, 4.0),
         euler_residual(model.parameters, gradients, {**gauge, "0.attention.v": 1}),
     ]
-    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

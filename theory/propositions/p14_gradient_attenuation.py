@@ -11,7 +11,7 @@ from torch import Tensor
 
 from theory.cases import Case
 from theory.laboratory import block_writers, draw_architecture, gradients_of, loop_weights, narrowed, writers
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, RandomModel, random_model
 
 TOLERANCE = 1e-10
@@ -107,7 +107,7 @@ def joint_scaling_residual(model: RandomModel) -> float:
     joint = writers(model.architecture)
     here, there = gradients(model, model.parameters), gradients(model, scaled(model.parameters, joint, FACTOR))
     there |= {name: FACTOR * there[name] for name in joint}
-    return max(distance(there, here, joint), distance(there, here, readers(model)))
+    return worst([distance(there, here, joint), distance(there, here, readers(model))])
 
 
 def embedding_scaling_residual(model: RandomModel) -> float:
@@ -117,7 +117,7 @@ def embedding_scaling_residual(model: RandomModel) -> float:
     larger = gradients(model, scaled(model.parameters, embeddings, FACTOR))
     larger |= {name: FACTOR * larger[name] for name in (*blocks, *embeddings)}
     smaller = gradients(model, scaled(model.parameters, blocks, 1.0 / FACTOR))
-    return max(distance(larger, smaller, names) for names in (blocks, embeddings, readers(model)))
+    return worst(distance(larger, smaller, names) for names in (blocks, embeddings, readers(model)))
 
 
 def total_and_immediate_gradients(model: RandomModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -137,12 +137,12 @@ def total_and_immediate_gradients(model: RandomModel) -> tuple[list[Tensor], lis
 def backward_attenuation_residual(model: RandomModel) -> float:
     """(c): |s_k G_k - s_k sum_{j >= k} imm_j| / |s_k G_k|, worst loop; every token weighted by its own scale."""
     total, immediate, states = total_and_immediate_gradients(model)
-    worst = 0.0
+    errors = []
     for k, (gradient, h) in enumerate(zip(total, states, strict=True)):
         size = h.norm(dim=-1, keepdim=True)
         predicted = torch.stack(immediate[k:]).sum(0) * size
-        worst = max(worst, ((gradient * size - predicted).norm() / (gradient * size).norm()).item())
-    return worst
+        errors.append(((gradient * size - predicted).norm() / (gradient * size).norm()).item())
+    return worst(errors)
 
 
 def blind_architecture(case: Case, **changes: Any) -> Architecture:
@@ -164,7 +164,7 @@ def check(case: Case) -> Residual:
         near, far = random_model(a), random_model(replace(a, embedding_std=FAR))
         values = joint_scaling_residual(near), embedding_scaling_residual(near), backward_attenuation_residual(far)
         if not any(math.isnan(value) for value in values):
-            return Residual(value=max(values), tolerance=TOLERANCE)
+            return Residual(value=worst(values), tolerance=TOLERANCE)
     return Residual(value=math.nan, tolerance=TOLERANCE)
 
 
@@ -177,7 +177,7 @@ def control(case: Case) -> Residual:
         values += [joint_scaling_residual(model), embedding_scaling_residual(model)]
     values.append(backward_attenuation_residual(random_model(a)))
     values.append(backward_attenuation_residual(random_model(replace(a, between="rmsnorm", embedding_std=FAR))))
-    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

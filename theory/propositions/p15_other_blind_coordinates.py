@@ -10,7 +10,7 @@ from torch import Tensor
 from loopsight.protocol import unroll
 from theory.cases import Case
 from theory.laboratory import draw_architecture, gradients_of
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import RandomModel, random_model
 from theory.symbols import c, d, eps, h, i, j, k, split, t, total
 
@@ -130,7 +130,7 @@ def gradients(model: RandomModel) -> dict[str, Tensor]:
 def writer_defect(model: RandomModel) -> float:
     """Largest |1^T g| / sum_i |g_i|, g the gradient of a block writer, per column."""
     found = {name: g for name, g in gradients(model).items() if name.endswith((".out", ".down", "n.bias", "p.bias"))}
-    return max((g.sum(0).abs() / g.abs().sum(0)).max().item() for g in found.values())
+    return worst((g.sum(0).abs() / g.abs().sum(0)).max().item() for g in found.values())
 
 
 def wide_heads(case: Case) -> int:
@@ -140,13 +140,12 @@ def wide_heads(case: Case) -> int:
 
 def query_defect(model: RandomModel) -> float:
     """Largest |<g, W>| / (|g| |W|) of a head's query weights."""
-    heads, worst = model.architecture.heads, 0.0
-    found = gradients(model)
+    heads, found, defects = model.architecture.heads, gradients(model), []
     for layer in range(model.architecture.layers):
         name = f"{layer}.attention.q"
         g, w = (x.unflatten(0, (heads, -1)).flatten(1) for x in (found[name], model.parameters[name]))
-        worst = max(worst, ((g * w).sum(-1).abs() / (g.norm(dim=-1) * w.norm(dim=-1))).max().item())
-    return worst
+        defects.append(((g * w).sum(-1).abs() / (g.norm(dim=-1) * w.norm(dim=-1))).max().item())
+    return worst(defects)
 
 
 def key_bias_defect(case: Case, rotate: bool = False) -> float:
@@ -212,7 +211,7 @@ def check(case: Case) -> Residual:
         key_bias_defect(case),
         head_kernel_defect(case, min(case.vocab, case.d)),
     ]
-    return Residual(value=torch.tensor(residuals).max().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=worst(residuals), tolerance=TOLERANCE)
 
 
 def control(case: Case) -> Residual:
@@ -227,7 +226,7 @@ def control(case: Case) -> Residual:
         key_bias_defect(case, rotate=True),
         head_kernel_defect(case, case.d + 2),
     ]
-    return Residual(value=min(failures), tolerance=TOLERANCE)
+    return Residual(value=least(failures), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

@@ -9,7 +9,7 @@ import torch
 from loopsight.attribution import attribute_growth, norm_degrees
 from theory.cases import Case
 from theory.laboratory import draw_architecture, narrowed, writers
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, Parameters, RandomModel, random_model
 from theory.symbols import c, d, h, i, j, split, total
 
@@ -113,7 +113,7 @@ def architecture(case: Case, **fixed: Any) -> Architecture:
 def check(case: Case) -> Residual:
     """Worst of Euler's constraint and of the trapezoid rule over a small step (relative, both)."""
     model = random_model(architecture(case))
-    value = max(euler_error(model, writers(model.architecture)), attribution_error(model, STEP))
+    value = worst([euler_error(model, writers(model.architecture)), attribution_error(model, STEP)])
     return Residual(value=value, tolerance=TOLERANCE)
 
 
@@ -127,7 +127,7 @@ def control(case: Case) -> Residual:
         euler_error(random_model(replace(a, eps=1e-1)), names),
         attribution_error(model, 0.3),
     ]
-    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(

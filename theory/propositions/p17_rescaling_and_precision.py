@@ -17,7 +17,7 @@ from theory.far_out import (
     summed_branches,
 )
 from theory.laboratory import pullback
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.random_model import StateMap
 from theory.symbols import c, d, j, total
 from theory.symbols import h as state
@@ -84,7 +84,7 @@ def recurrence_error(sublayers: list[StateMap], readout: StateMap, h: Tensor, fa
     expected = (1.0 / factor - 1.0) * (change * b_perp / relative).sum()
     size = (1.0 / factor + 1.0) * change.norm() * b.norm()
     error = (at_infinity(difference, w) - expected).abs() / size
-    return max(error.item(), scaling_error(sublayers, h))
+    return worst([error.item(), scaling_error(sublayers, h)])
 
 
 def freezing_error(b: Tensor, dtype: torch.dtype) -> float:
@@ -109,7 +109,7 @@ def check(case: Case) -> Residual:
         recurrence_error(sublayers, readout, h, factor),
         *(freezing_error(b, dtype) for dtype in FORMATS),
     )
-    return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
 def control(case: Case) -> Residual:
