@@ -92,6 +92,7 @@ class Proposition:
     Attributes:
         key: P1, P2, ...
         title: the claim in words, one line.
+        words: the claim in one plain sentence, for tables.
         statement: the claim in LaTeX.
         hypotheses: what it needs, in words.
         source: lemma of the paper, or this project.
@@ -103,6 +104,7 @@ class Proposition:
 
     key: str
     title: str
+    words: str
     statement: str
     hypotheses: tuple[str, ...]
     source: str

@@ -1,6 +1,7 @@
 """Every proposition: its proof, its numeric check on random cases, and its control, which must fail."""
 
 import math
+import re
 
 import pytest
 import sympy as sp
@@ -51,6 +52,8 @@ def test_control_fails(key, seed):
 def test_statement_is_complete(key):
     proposition = PROPOSITIONS[key]
     assert proposition.key == key
+    assert re.fullmatch(r"[A-Z].{40,250}\.", proposition.words), "one sentence in plain words"
+    assert "\\" not in proposition.words and "|" not in proposition.words.replace("|h|", "")
     assert proposition.title and proposition.statement and proposition.hypotheses and proposition.source
 
 

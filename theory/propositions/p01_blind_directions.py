@@ -1,9 +1,10 @@
 """P1 (Lemma 1, general): the generators of a readout's invariances are blind directions of every loss behind it."""
 
 import sympy as sp
+import torch
 
 from loopsight.radial import radial_gradient_fraction
-from theory.cases import Case, LossAt, ReadoutName, gradient_at, seen_case
+from theory.cases import Case, LossAt, ReadoutName, gradient_at, has_gradient, seen_case
 from theory.proposition import Proof, Proposition, Residual, worst
 from theory.symbols import c, d, h, i, j, k, split, t, total
 
@@ -48,18 +49,27 @@ def jacobian_times_state() -> sp.Expr:
 
 
 def largest_fraction(case: Case, readout: ReadoutName) -> float:
-    """Over the tokens that have a gradient; from the case's seed on, the first at which some token has one."""
+    """Largest |<g, h>| / max(|g| |h|, |q| |y|) over the tokens that have a gradient, y the normalised state.
+
+    q = grad_y l is what the normalisation takes the radial part from: where little else is left of it, as behind a
+    LayerNorm of three channels, the rounding in g is that of q. From the case's seed on, the first seed is taken at
+    which some token has a gradient.
+    """
 
     def loss_at(case: Case) -> LossAt:
         return case.loss_of(case.readout(readout)), case.states()
 
-    loss, h = loss_at(seen_case(case, loss_at))
-    seen = gradient_at(loss, h).any(-1)
-    return radial_gradient_fraction(loss, h)[seen].max().item()
+    case = seen_case(case, loss_at)
+    loss, h = loss_at(case)
+    g, y = gradient_at(loss, h), case.normalisation(readout)(h)
+    q = gradient_at(case.loss_of(case.readout("raw")), y)
+    measured, before = g.norm(dim=-1) * h.norm(dim=-1), q.norm(dim=-1) * y.norm(dim=-1)
+    residual = radial_gradient_fraction(loss, h) * measured / torch.maximum(measured, before)
+    return residual[has_gradient(g)].max().item()
 
 
 def check(case: Case) -> Residual:
-    """Largest |<g, h>| / (|g| |h|) over tokens, RMSNorm and LayerNorm readouts, epsilon 0."""
+    """RMSNorm and LayerNorm readouts, epsilon 0."""
     value = worst([largest_fraction(case, "rmsnorm"), largest_fraction(case, "layernorm")])
     return Residual(value=value, tolerance=1e-13)
 
@@ -72,6 +82,11 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P1",
     title="a loss behind a scale-invariant readout has no gradient along the state",
+    words=(
+        "A loss that reads the state through a normalisation has no gradient along what the normalisation "
+        "takes away: h behind RMSNorm, h and the ones direction behind LayerNorm; whatever the head, the loss "
+        "or the label."
+    ),
     statement=(
         r"R \circ \gamma_t = R,\ \gamma_0 = \mathrm{id} \;\Rightarrow\; "
         r"\langle \nabla_h (\ell \circ R), \dot\gamma_0(h) \rangle = 0"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loopsight.radial import EpsilonForm, epsilon_leak, radial_gradient_fraction
-from theory.cases import Case, gradient_at, seen_case
+from theory.cases import Case, gradient_at, has_gradient, seen_case
 from theory.proposition import Proof, Proposition, Residual, worst
 from theory.symbols import c, d, eps, h, j, k, split, total
 
@@ -202,7 +202,7 @@ def leak_residual(case: Case, name: str, eps_over_square: float, leak: Leak = _l
     loss, h = _loss_of_y(case), case.states().requires_grad_()
     y = normalise(h, eps)
     grad_h, grad_eps, q = torch.autograd.grad(loss(y), (h, eps, y))
-    seen = q.any(-1)
+    seen = has_gradient(q)
     rho = leak(h.detach(), size, form, centred)
     scale = (q.norm(dim=-1) * y.norm(dim=-1))[seen]
     along_h = (grad_h * h).sum(-1)
@@ -218,7 +218,7 @@ def fraction_residual(case: Case) -> float:
     case = seen_case(case, lambda case: (_loss_of_y(case), normalise(case.states(), eps)))
     loss, h = _loss_of_y(case), case.states()
     q, u = gradient_at(loss, normalise(h, eps)), h / h.norm(dim=-1, keepdim=True)
-    seen = q.any(-1)
+    seen = has_gradient(q)
     radial = (q * u).sum(-1)
     across = (q - radial[:, None] * u).norm(dim=-1)
     rho = epsilon_leak(h, eps.item())
@@ -241,7 +241,7 @@ def degree_residual(case: Case, degree: float, assumed: float) -> float:
     h = case.states().requires_grad_()
     z = logits(case, h)
     grad_h, q = torch.autograd.grad(case.loss_of(identity)(z), (h, z))
-    seen = q.any(-1)
+    seen = has_gradient(q)
     error = ((grad_h * h).sum(-1) - assumed * (q * z).sum(-1)).abs()
     return (error / (q.norm(dim=-1) * z.norm(dim=-1)))[seen].max().item()
 
@@ -271,6 +271,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P2",
     title="epsilon leaks the scale by an exactly known factor; a readout of degree p shows p times its logits",
+    words=(
+        "An epsilon lets through exactly eps / (mean square + eps) of the scale's gradient, and a readout of "
+        "degree p shows p times its logits."
+    ),
     statement=(
         r"y = h / \sqrt{m + \epsilon},\ m = |h|^2 / d: \quad"
         r"\langle \nabla_h \ell, h \rangle = \frac{\epsilon}{m + \epsilon} \langle \nabla_y \ell, y \rangle"

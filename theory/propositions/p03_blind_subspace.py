@@ -235,6 +235,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P3",
     title="a readout's blind subspace has dimension max(m, k): generators and head overlap, they do not add",
+    words=(
+        "How many directions of a state a readout cannot see is the larger of what its norm removes and what "
+        "its head ignores, not their sum."
+    ),
     statement=(
         r"\dim \ker(C W \Gamma P_h) = m + \dim(\ker(C W \Gamma) \cap \operatorname{range} P_h)"
         r" = \max(m, k)\ \text{in general position},\quad"

@@ -167,6 +167,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P4",
     title="visibility and activity are two numbers: behind a scale-free readout the scale is blind, and may be carried",
+    words=(
+        "What logits see of a direction and what the recurrence keeps of it are two numbers: the scale can be "
+        "blind and carried (1), damped (alpha) or removed (0)."
+    ),
     statement=(
         r"V_p(v) = \mathrm{Var}_p(\mathrm{D}z[|h|v]) = \mathbb{E}_{y\sim p}\langle\nabla_h \ell_y, |h|v\rangle^2;\quad "
         r"V(h/|h|) = 0,\ \mathrm{D}\Phi(h)[h] = \alpha h,\ "

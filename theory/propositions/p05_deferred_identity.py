@@ -214,6 +214,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P5",
     title="dense supervision does not show the scale; what later loops show is exact per residual step and O(1/s)",
+    words=(
+        "Reading out every loop shows no scale at once; what later loops show of it is an exact sum over "
+        "residual steps that falls as 1/s, and is weaker for dense than for terminal supervision."
+    ),
     statement=(
         r"\langle G_i^t, h_i^t\rangle = \sum_{j \ge i} \mathrm{imm}_j^t"
         r" - \sum_{j \ge i} \langle G_{j+1}^t, b_j^t\rangle,\qquad "

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loopsight.derivatives import differentiable_kernels
 from theory.cases import Case
 from theory.laboratory import along, draw_architecture, gradients_of, narrowed, writers
 from theory.proposition import Proof, Proposition, Residual, worst
@@ -117,8 +118,8 @@ def ray_residual(case: Case) -> float:
         return torch.func.jvp(loss, (factor,), (torch.ones_like(factor),))[1]
 
     one = torch.ones((), dtype=torch.float64)
-    derivatives = torch.func.jvp(slope, (one,), (one,))
-    first, second = derivatives[0], derivatives[1]
+    with differentiable_kernels():  # it also silences torch's warning of its own first use of torch.jit
+        first, second = torch.func.jvp(slope, (one,), (one,))[:2]
     p = logits.softmax(-1)
     variance = (p * (logits - (p * logits).sum(-1, keepdim=True)).square()).sum(-1)
     error = (first - logit_gap(logits, labels)).abs() / 3
@@ -226,6 +227,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P6",
     title="a raw readout sees the scale as a temperature, and pins logits where they are neither fitted nor hopeless",
+    words=(
+        "A raw readout sees the scale as an inverse temperature: its gradient along h is the expected minus "
+        "the true logit, and the data pin a scale only for labels above the mean logit that are no argmax."
+    ),
     statement=(
         r"\langle \nabla_h \ell, h \rangle = E_p[z] - z_y; \quad"
         r"\tfrac{d^2}{dc^2} \ell(c h) = \mathrm{Var}_{p_c}(z) \ge 0; \quad"

@@ -176,6 +176,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P7",
     title="a norm penalty behind a blind readout is weight decay on the writers: no stationary point but zero",
+    words=(
+        "Behind a scale-free readout a norm penalty acts as weight decay on everything written to the state: "
+        "without epsilon, nothing but zero is stationary."
+    ),
     statement=(
         r"P = \lambda\, \overline{\mathrm{rms}^2}: \quad \frac{dP}{d \log c} = 2 P; \quad"
         r"\text{untied: } \langle \nabla_w (L + P), w \rangle = 2 P > 0; \quad"

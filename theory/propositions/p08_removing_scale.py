@@ -130,6 +130,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P8",
     title="a norm between loops removes the scale of the observed state, damping contracts it, and both bound it",
+    words=(
+        "A norm between loops removes the scale of the state that is read out, damping by alpha contracts it "
+        "towards a / (1 - alpha)."
+    ),
     statement=(
         r"D(F \circ N_\epsilon)(h)[h] = \rho\, DF(N h)[N h],\ \rho = \tfrac{\epsilon}{\mathrm{ms}(h) + \epsilon};\quad "
         r"D(F \circ \alpha)(h)[h] = \alpha h,\ s_\star = \tfrac{a}{1 - \alpha}"

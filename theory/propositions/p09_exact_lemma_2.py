@@ -268,6 +268,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P9",
     title="one step's norm and angle are polar identities of any map; what is special is that b ignores the scale",
+    words=(
+        "That the norm grows by a = <u, b> holds for any map; what normalised branches add is that b does not "
+        "depend on the scale, and several branches in a loop a term c / s."
+    ),
     statement=(
         r"|F|^2 = (s + a)^2 + \beta^2,\quad |u' - u| = 2 \sin\tfrac{\theta}{2};\quad "
         r"b(c u) = b(u) \text{ per sublayer} \Rightarrow s' = s + \bar a + "

@@ -186,6 +186,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P10",
     title="shared weights: s grows by a per loop and the direction settles like a power of k; fresh ones: like sqrt k",
+    words=(
+        "With shared weights the norm grows in proportion to the loops and the direction settles like a power "
+        "of their number; with fresh weights the norm grows like their square root."
+    ),
     statement=(
         r"d\tau = dk/s:\ \tfrac{d \log s}{d\tau} = a(u),\ \tfrac{du}{d\tau} = b_\perp(u);\quad "
         r"b(u_\star) = a u_\star,\ P\,Db\,P\,v = \nu v \Rightarrow "

@@ -198,6 +198,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P11",
     title="the joint scale of all writers moves every state and no logit; exact derivatives where that breaks",
+    words=(
+        "Scaling everything that writes to the state scales every state and moves no logit; a raw readout, a "
+        "tied head, a penalty or an epsilon break this by exactly known amounts."
+    ),
     statement=(
         r"h_k(c\,w) = c\,h_k(w),\quad \langle \nabla_w L, w \rangle = "
         r"p \sum_k w_k\, \overline{\mathrm{gap}}_k + 2P - 2\epsilon\,\partial_\epsilon L,\quad "

@@ -264,6 +264,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P12",
     title="exact laws of SGD for a norm the loss cannot see; for Adam a decomposition and a sharp bound, no law",
+    words=(
+        "Where the loss cannot see a norm, SGD's steps obey exact laws for it (growth, momentum, equilibrium "
+        "with decay); Adam's only a decomposition and a sharp bound per coordinate."
+    ),
     statement=(
         r"n_{t+1} = (1-\eta\lambda)^2 n_t + \eta^2 |g_t|^2,\quad "
         r"n_{t+1} = n_t + \eta^2 |v_t|^2 + 2 \eta^2 \sum_{j \ge 1} \mu^j |v_{t-j}|^2,\quad "

@@ -237,6 +237,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P13",
     title="a gauge gives the same training run bit by bit, and one linear system finds every scaling symmetry",
+    words=(
+        "Runs whose weights and learning rates differ by a scaling symmetry have the same losses at every "
+        "step, bit by bit for powers of two, and one linear system finds all such symmetries."
+    ),
     statement=(
         r"A\,\delta = 0 \;\Rightarrow\; L(c^{\delta}\theta) = L(\theta),\quad "
         r"\sum_i \delta_i \langle \nabla_i L, \theta_i \rangle = 0,\quad "

@@ -183,6 +183,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P14",
     title="large states attenuate the writers' gradients, not the readers', and nothing backward through loops",
+    words=(
+        "Growing states do not attenuate gradients on their way back through loops: each loop's own gradient "
+        "carries 1/s, writers' gradients 1/c, readers' none."
+    ),
     statement=(
         r"\nabla_r L(c\,w, r) = \nabla_r L(w, r),\quad \nabla_w L(c\,w, r) = \tfrac1c \nabla_w L(w, r),\quad "
         r"\nabla_b L(s\,e, b, r) = \tfrac1s \nabla_b L(e, b/s, r),\quad "

@@ -232,6 +232,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P15",
     title="LayerNorm's ones direction is blind at once and for ever; Adam moves blind coordinates, SGD does not",
+    words=(
+        "LayerNorm hides the ones direction at once and for ever, QK-norm each head's query scale, a softmax "
+        "the key bias; SGD leaves blind coordinates alone and Adam moves them."
+    ),
     statement=(
         r"\mathrm{LN}(h + t\mathbf 1) = \mathrm{LN}(h) \;\Rightarrow\; \mathrm{D}z_k(h)[\mathbf 1] = 0\ \forall k,\ "
         r"\mathrm{D}\Phi(h)[\mathbf 1] = \mathbf 1,\ \mathbf 1^\top \nabla_W L = 0 \text{ for writers } W;\quad "

@@ -133,6 +133,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P16",
     title="growth of the hidden norm over training steps is a sum over parameters; the writers' degrees sum to 1",
+    words=(
+        "The growth of log |h| over training is a sum over parameters, exact to second order in the step, and "
+        "the degrees of all writers sum to one."
+    ),
     statement=(
         r"\Delta \log|h_K| = \sum_\theta \left\langle \tfrac12(\nabla_\theta \log|h_K|_{\mathrm{before}} + "
         r"\nabla_\theta \log|h_K|_{\mathrm{after}}), \Delta\theta \right\rangle + O(|\Delta\theta|^3),\quad "

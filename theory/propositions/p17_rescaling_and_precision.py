@@ -121,6 +121,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P17",
     title="rescaling is free when decoding, costs O(1/s) in the recurrence; low precision freezes the residual stream",
+    words=(
+        "Rescaling a state is free at the readout and costs O(1/s) in the recurrence; a stream held in p "
+        "significant bits stops moving at about 2^p times the update."
+    ),
     statement=(
         r"R(c h) = R(h);\quad R(F(c h)) - R(F(h)) = \tfrac{1}{s}\left(\tfrac1c - 1\right) DR(u)[\bar b_\perp] + "
         r"O(s^{-2});\quad \mathrm{fl}(h_i + b_i) = h_i \text{ for } |h_i| \ge 2^{p + \lceil \log_2 |b_i| \rceil}"
