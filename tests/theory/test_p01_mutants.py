@@ -98,7 +98,7 @@ def test_trap_torchs_groupnorm_over_a_sequence_mixes_tokens():
 
 def test_trap_a_batchnorm_is_blind_in_training_and_not_in_evaluation():
     """In training the scale of the whole batch is blind; in evaluation the statistics are constants."""
-    norm = torch.nn.BatchNorm1d(12, eps=0.0, dtype=torch.float64)
+    norm = torch.nn.BatchNorm1d(12, eps=1e-30, dtype=torch.float64)
     h = CASE.states()
 
     def along(training: bool) -> float:
