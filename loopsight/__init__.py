@@ -6,7 +6,8 @@ Each module is one idea; its functions are imported from it:
     radial          how much of a gradient points along the state; epsilon leak; degree of a readout
     blind           the blind subspace of a readout at a state
     invariance      finite group action: the test that decides, with canaries
-    observability   visibility, activity, drive, deferred visibility, Gramian extremes
+    observability   visibility, activity, drive, deferred visibility
+    gramian         the least and the most visible directions of a state
     deferred        the exact identity of the radial derivative, sublayer by sublayer
     growth          how a state's norm grows over further loops, from its direction
     increments      one loop's increment made exact, bounds over K loops, second-order terms

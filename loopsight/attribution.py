@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loopsight.checks import require_states
+from loopsight.checks import require_floating_tensor, require_parameters, require_states
 
 Parameters = Mapping[str, Tensor]
 Quantity = Callable[[dict[str, Tensor]], Tensor]
@@ -49,17 +49,16 @@ def log_norm_gradient(quantity: Quantity, parameters: Parameters) -> tuple[Tenso
         parameters: floating-point tensors by name.
 
     Raises:
-        ValueError: no parameters, an integer tensor, states that are zero or not finite, a log norm that is not finite,
-            or no differentiable dependence.
+        ValueError: no parameters, one that is not a finite float tensor, states that are zero or not finite, a log norm
+            that is not finite, or no differentiable dependence.
     """
     if not parameters:
         raise ValueError("parameters must name at least one tensor.")
-    for name, tensor in parameters.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"'{name}' must be a floating-point tensor, got {tensor.dtype}.")
+    require_parameters(parameters)
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()}
     with torch.enable_grad():
         value = quantity(leaves)
+        require_floating_tensor(value, "the log norm, or the states,")
         if value.ndim > 0:
             require_states(value, "states")
             value = value.norm(dim=-1).log().mean()

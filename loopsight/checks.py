@@ -1,5 +1,7 @@
 """Bad input, refused in one sentence, in one place."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -18,3 +20,37 @@ def require_states(h: Tensor, name: str = "h") -> None:
         raise ValueError(f"{name} holds NaN or infinite entries; pass states of a model that has not diverged.")
     if (h.detach().abs().amax(-1) == 0).any():
         raise ValueError(f"{name} holds a zero state, which has no direction; every token's state must be nonzero.")
+
+
+def require_floating_tensor(x: object, what: str) -> None:
+    """Check that a callable returned, or a dictionary holds, a floating-point tensor.
+
+    Raises:
+        ValueError: naming `what`.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{what} must be a floating-point tensor, got {got}.")
+
+
+def require_parameters(parameters: Mapping[str, Tensor]) -> None:
+    """Check that a dictionary of parameters holds finite floating-point tensors.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    for name, tensor in parameters.items():
+        require_floating_tensor(tensor, f"'{name}'")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"'{name}' holds NaN or infinite entries.")
+
+
+def require_shape_kept(after: Tensor, h: Tensor, what: str) -> None:
+    """Check that what came out of a step is a floating-point tensor of the shape of the state that went in.
+
+    Raises:
+        ValueError: naming `what`, the callable.
+    """
+    require_floating_tensor(after, f"what {what} returns")
+    if after.shape != h.shape:
+        raise ValueError(f"{what} must keep the shape of the state, {tuple(h.shape)}, got {tuple(after.shape)}.")

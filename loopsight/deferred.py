@@ -4,16 +4,16 @@ Convention: a step is one residual add (attention or MLP), not a whole loop; G_j
 behind state h_j and of its own readout; <., .> is taken for every token separately.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loopsight.checks import require_shape_kept
 from loopsight.derivatives import pullback, require_adjoint, require_double_states
-
-StateMap = Callable[[Tensor], Tensor]
+from loopsight.responses import StateMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +117,7 @@ def deferred_identity(
     states, pulls = [h.detach()], []
     for step in steps:
         state, pull = pullback(step, states[-1])
-        if state.shape != h.shape:
-            raise ValueError(f"a step must keep the shape of the state, {tuple(h.shape)}, got {tuple(state.shape)}.")
+        require_shape_kept(state, h, "a step")
         states.append(state)
         pulls.append(pull)
     own = [_gradient(loss, state, f"losses[{j}]") for j, (loss, state) in enumerate(zip(losses, states, strict=True))]

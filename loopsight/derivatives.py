@@ -35,6 +35,31 @@ def differentiable_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
+NO_FORWARD_MODE = (
+    "Trying to use forward AD with",  # an operation of torch's own
+    "to use it with forward mode AD",  # a custom autograd.Function without `jvp`
+    "to use an autograd.Function with functorch transforms",  # one without `setup_context`
+)
+"""How torch says that an operation has no forward-mode derivative: the first two as NotImplementedError, the last as a
+plain RuntimeError."""
+
+
+@contextmanager
+def forward_mode(what: str) -> Iterator[None]:
+    """Turn torch's error about a missing forward-mode derivative into a ValueError; any other error is the callable's
+    own and passes.
+
+    Raises:
+        ValueError: naming `what`.
+    """
+    try:
+        yield
+    except RuntimeError as cause:
+        if not any(part in str(cause) for part in NO_FORWARD_MODE):
+            raise
+        raise ValueError(f"{what} uses an operation that has no forward-mode derivative in torch.") from cause
+
+
 def require_double_states(h: Tensor, name: str = "h") -> None:
     """`require_states`, and float64: in float32 a finite difference has too few digits to confirm anything.
 
@@ -64,13 +89,15 @@ def directional_derivative(
     if direction.shape != h.shape or direction.dtype != h.dtype or not torch.isfinite(direction).all():
         raise ValueError(f"direction must be a finite float64 tensor of the shape of h, {tuple(h.shape)}.")
     h, direction = h.detach().clone(), direction.detach().clone()  # states made in inference mode have no derivatives
-    with differentiable_kernels():
-        try:
-            value, derivative = torch.func.jvp(function, (h,), (direction,))[:2]
-        except RuntimeError as cause:
-            function(h)  # if the callable does not run at all, its own error says why
-            raise ValueError("the callable uses an operation that has no forward-mode derivative.") from cause
+
+    def checked(h: Tensor) -> Tensor:
+        value = function(h)
         require_double_value(value)
+        return value
+
+    with differentiable_kernels():
+        with forward_mode("the callable"):
+            value, derivative = torch.func.jvp(checked, (h,), (direction,))[:2]
         wrong = _rows(derivative).new_ones(_rows(derivative).shape[:-1], dtype=torch.bool)
         for step in STEPS:
             difference = _central_difference(function, h, direction, step)

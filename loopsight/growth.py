@@ -6,6 +6,7 @@ of the state, never at the state itself, so that predicting the next norm from t
 (s' - s = <u, step(h) - h> + O(1/s) holds for any map, linear ones too).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from loopsight.checks import require_states
+from loopsight.checks import require_shape_kept, require_states
+from loopsight.derivatives import require_double_states
 
 Step = Callable[[Tensor], Tensor]
 
@@ -53,12 +55,9 @@ def asymptotic_step(step: Step, h: Float[Tensor, "*batch d"]) -> AsymptoticStep:
 
     Source: this project; theory/ P4 (activity), P9 (b), P10 (d).
     """
-    require_states(h)
-    if h.dtype != torch.float64:
-        raise ValueError(f"h must be float64, got {h.dtype}: convert states and weights, or b drowns in rounding.")
+    require_double_states(h)
     near, far = step(LARGE * h), step(2 * LARGE * h)
-    if near.shape != h.shape:
-        raise ValueError(f"step must keep the shape of the state, {tuple(h.shape)}, got {tuple(near.shape)}.")
+    require_shape_kept(near, h, "step")
     gain = ((far - near) * h).sum(-1) / (LARGE * h.square().sum(-1))
     return AsymptoticStep(gain=gain, displacement=near - gain[..., None] * LARGE * h)
 
@@ -83,8 +82,8 @@ def regime_number(step: Step, h: Float[Tensor, "*batch d"], factor: float = 2.0)
 
     Source: this project; theory/ P9 (a).
     """
-    if factor <= 0.0 or factor == 1.0:
-        raise ValueError(f"factor must be positive and not 1, got {factor}.")
+    if not 0.0 < factor < math.inf or factor == 1.0:
+        raise ValueError(f"factor must be positive, finite and not 1, got {factor}.")
     gain = asymptotic_step(step, h).gain[..., None]
     here = step(h) - gain * h
     there = step(factor * h) - gain * factor * h

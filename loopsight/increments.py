@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopsight.checks import require_states
-from loopsight.derivatives import differentiable_kernels
+from loopsight.derivatives import differentiable_kernels, forward_mode, require_double_states
 from loopsight.growth import LARGE
+from loopsight.responses import shape_keeping
 
 Step = Callable[[Tensor], Tensor]
 
@@ -189,9 +190,7 @@ def second_order_step(sublayers: Sequence[Step], h: Float[Tensor, "*batch d"]) -
 
     Source: this project; theory/ P9 (b).
     """
-    require_states(h)
-    if h.dtype != torch.float64:
-        raise ValueError(f"h must be float64, got {h.dtype}: convert states and weights, or b drowns in rounding.")
+    require_double_states(h)
     if not sublayers:
         raise ValueError("sublayers must hold at least one residual step x -> x + branch(norm(x)), got none.")
     factor = LARGE / h.norm(dim=-1).max()  # scales in their ratio, the largest where b keeps ten digits
@@ -199,16 +198,14 @@ def second_order_step(sublayers: Sequence[Step], h: Float[Tensor, "*batch d"]) -
     displacement, correction = torch.zeros_like(h), torch.zeros_like(h)
     for number, sublayer in enumerate(sublayers):
         moved = factor * displacement
-        with differentiable_kernels():
-            out, tangent = torch.func.jvp(sublayer, (far,), (moved,))[:2]
+        with differentiable_kernels(), forward_mode(f"sublayer {number}"):
+            out, tangent = torch.func.jvp(shape_keeping(sublayer, f"sublayer {number}"), (far,), (moved,))[:2]
         _require_residual(number, sublayer, far, moved, out, tangent)
         displacement, correction = displacement + (out - far), correction + (tangent - moved)
     return SecondOrderStep(displacement=displacement, correction=correction)
 
 
 def _require_residual(n: int, sublayer: Step, far: Tensor, moved: Tensor, out: Tensor, tangent: Tensor) -> None:
-    if out.shape != far.shape:
-        raise ValueError(f"sublayer {n} must keep the shape of the state, {tuple(far.shape)}, got {tuple(out.shape)}.")
     gain = ((out * far).sum(-1) / far.square().sum(-1)).flatten()
     worst = gain[(gain - 1.0).abs().argmax()].item()
     if not abs(worst - 1.0) < 1e-2:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loopsight.checks import require_parameters
+
 Parameters = Mapping[str, Tensor]
 
 
@@ -46,15 +48,15 @@ def norm_change(before: Parameters, after: Parameters, *, lr: float = 0.0, wd: f
         lr, wd: of decoupled weight decay; leave them out to see the whole step as D.
 
     Raises:
-        ValueError: names or shapes that differ, none at all, or integer tensors.
+        ValueError: names or shapes that differ, none at all, or tensors that are not finite and floating-point.
 
     Source: this project; theory/ P12.
     """
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (before, after)]
     if shapes[0] != shapes[1] or not shapes[0]:
         raise ValueError("before and after must hold the same tensors, of the same shapes, and at least one.")
-    if not all(tensor.is_floating_point() for tensor in (*before.values(), *after.values())):
-        raise ValueError("before and after must hold floating-point tensors.")
+    require_parameters(before)
+    require_parameters(after)
     shrink = 1.0 - lr * wd
     w, moved = (torch.cat([tensors[name].detach().flatten() for name in before]) for tensors in (before, after))
     step = moved - shrink * w
@@ -75,8 +77,12 @@ def sgd_square_norm(n: float, square_gradient: float, *, lr: float, wd: float = 
     Clipping keeps it, with the clipped gradient. Coupled decay (torch's `SGD(weight_decay=)`) is the same without
     momentum.
 
+    Raises:
+        ValueError: a squared norm that is negative or not finite.
+
     Source: this project; theory/ P12 (b), (d).
     """
+    _require_squares(n, square_gradient)
     return (1.0 - lr * wd) ** 2 * n + lr**2 * square_gradient
 
 
@@ -85,8 +91,14 @@ def heavy_ball_square_norms(n: float, square_velocities: Sequence[float], *, lr:
 
     n+ = n + lr^2 (|v_t|^2 + 2 sum_{j >= 1} momentum^j |v_{t-j}|^2); not for Nesterov's variant, nor with decay.
 
+    Raises:
+        ValueError: a squared norm that is negative or not finite, or a momentum outside [0, 1).
+
     Source: this project; theory/ P12 (c).
     """
+    _require_squares(n, *square_velocities)
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
     norms, memory = [], 0.0
     for square in square_velocities:
         n += lr**2 * (square + 2.0 * memory)
@@ -155,6 +167,12 @@ def adam_step_bound(beta1: float, beta2: float, step: int | None = None) -> floa
     geometric = math.fsum(ratio**j for j in range(step))
     corrections = math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
     return (1.0 - beta1) / math.sqrt(1.0 - beta2) * math.sqrt(geometric) * corrections
+
+
+def _require_squares(*squares: float) -> None:
+    wrong = [square for square in squares if not 0.0 <= square < math.inf]
+    if wrong:
+        raise ValueError(f"squared norms must be finite and not negative, got {wrong[0]}.")
 
 
 def _require_decay(lr: float, wd: float) -> None:

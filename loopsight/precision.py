@@ -13,14 +13,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from loopsight.checks import require_states
+from loopsight.checks import require_shape_kept, require_states
 
 Step = Callable[[Tensor], Tensor]
 
 
 def significand_bits(dtype: torch.dtype) -> int:
-    """p, hidden bit included: bfloat16 8, float16 11, float32 24, float64 53."""
-    if not dtype.is_floating_point:
+    """p, hidden bit included: bfloat16 8, float16 11, float32 24, float64 53.
+
+    Raises:
+        ValueError: dtype is no floating-point format.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point format, got {dtype}.")
     return 1 - round(math.log2(torch.finfo(dtype).eps))
 
@@ -134,6 +138,5 @@ def low_precision_run(
 
 def _branch(sublayer: Step, h: Tensor) -> Tensor:
     out = sublayer(h)
-    if out.shape != h.shape:
-        raise ValueError(f"a sublayer must keep the shape of the state, {tuple(h.shape)}, got {tuple(out.shape)}.")
+    require_shape_kept(out, h, "a sublayer")
     return out - h

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loopsight.checks import require_states
+from loopsight.checks import require_floating_tensor, require_states
 from loopsight.derivatives import (
     differentiable_kernels,
     directional_derivative,
+    forward_mode,
     require_double_states,
     require_double_value,
 )
@@ -54,6 +55,7 @@ def radial_gradient_fraction(loss: Callable[[Tensor], Tensor], h: Float[Tensor, 
     h = h.detach().clone().requires_grad_()  # a clone, since states made in inference mode cannot require gradients
     with torch.enable_grad():
         value = loss(h)
+    require_floating_tensor(value, "the loss")
     if value.ndim != 0:
         raise ValueError(f"the loss must be a scalar, got shape {tuple(value.shape)}.")
     gradient = torch.autograd.grad(value, h, allow_unused=True)[0] if value.requires_grad else None
@@ -124,8 +126,9 @@ def degree(readout: Callable[[Tensor], Tensor], h: Float[Tensor, "*batch d"], *,
     """
     require_double_states(h)
     h = h.detach().clone()
-    z = readout(h).detach()
+    z = readout(h)
     require_double_value(z)
+    z = z.detach()
     if z.ndim == 0 or z.shape[:-1] != h.shape[:-1]:
         shapes = f"{tuple(h.shape)} to {tuple(z.shape)}"
         raise ValueError(f"the readout must give each token a vector, (..., d) to (..., classes), got {shapes}.")
@@ -156,11 +159,8 @@ def _rescaled(readout: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
 
 def _forward(readout: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
     """Dz[h] as forward mode says it: not confirmed, since `Degree` shows both."""
-    with differentiable_kernels():
-        try:
-            return torch.func.jvp(readout, (h,), (h,))[1].detach()
-        except (NotImplementedError, RuntimeError) as cause:  # the readout itself has run before
-            raise ValueError("the readout uses an operation that has no forward-mode derivative in torch.") from cause
+    with differentiable_kernels(), forward_mode("the readout"):
+        return torch.func.jvp(readout, (h,), (h,))[1].detach()
 
 
 def epsilon_leak(
@@ -217,10 +217,13 @@ def in_float64(module: nn.Module) -> Iterator[nn.Module]:
         module: parameters in any dtype. Tensors it keeps outside parameters and buffers stay as they are.
 
     Raises:
-        ValueError: in the context, an operation with a float64 input has an output of a lower floating dtype.
+        ValueError: it is no module; or, in the context, an operation with a float64 input has an output of a lower
+            floating dtype.
 
     Source: this project (architecture of instruments: r in float32 cannot certify a leak).
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"expected a torch.nn.Module, got {type(module).__name__}.")
     with _Float64():
         yield copy.deepcopy(module).double()
 

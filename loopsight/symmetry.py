@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loopsight.checks import require_floating_tensor, require_parameters
+
 Parameters = Mapping[str, Tensor]
 Symmetry = Mapping[str, int]
 """ScalingDegree of every tensor; a tensor that is not named has degree 0."""
@@ -56,7 +58,13 @@ def scaling_degree(tensor: str) -> ScalingDegree:
 
 
 def added(*terms: ScalingDegree) -> list[ScalingDegree]:
-    """Equations of a sum: every term has the first one's degree."""
+    """Equations of a sum: every term has the first one's degree.
+
+    Raises:
+        ValueError: no term at all.
+    """
+    if not terms:
+        raise ValueError("a sum needs at least one term.")
     return [term - terms[0] for term in terms[1:]]
 
 
@@ -120,7 +128,8 @@ def rescaled(parameters: Parameters, symmetry: Symmetry, factor: float) -> dict[
     With a power of two as `factor` it is exact in binary floating point.
 
     Raises:
-        ValueError: the symmetry names a tensor that there is not, or the factor is not positive.
+        ValueError: the symmetry names a tensor that there is not or that is not finite and floating-point, or the
+            factor is not positive and finite.
     """
     _require_named(parameters, symmetry)
     if not 0.0 < factor < math.inf:
@@ -132,7 +141,8 @@ def conserved_quantity(parameters: Parameters, symmetry: Symmetry) -> Float[Tens
     """sum_i degree_i |theta_i|^2, constant under gradient flow of any loss with this symmetry.
 
     Raises:
-        ValueError: the symmetry names a tensor that there is not, or no tensor at all.
+        ValueError: the symmetry names no tensor at all, one that there is not, or one that is not finite and
+            floating-point.
     """
     _require_named(parameters, symmetry)
     return torch.stack([degree * parameters[name].square().sum() for name, degree in symmetry.items()]).sum()
@@ -151,7 +161,7 @@ def euler_residual(parameters: Parameters, gradients: Parameters, symmetry: Symm
         symmetry: candidate degrees by name, not all zero.
 
     Raises:
-        ValueError: a name without tensor or gradient, shapes that differ, or all degrees zero.
+        ValueError: a name without tensor or gradient, shapes that differ, NaN or integer tensors, or all degrees zero.
 
     Source: Euler's theorem; this project, theory/ P11 and P13.
     """
@@ -215,7 +225,13 @@ def measured_symmetries(
     for name, tensor in parameters.items():
         if tensor.dtype != torch.float64:
             raise ValueError(f"'{name}' must be float64, got {tensor.dtype}: rounding would hide the null space.")
-    values, pullback, *_ = torch.func.vjp(losses, {name: tensor.detach() for name, tensor in parameters.items()})
+
+    def checked(parameters: dict[str, Tensor]) -> Tensor:
+        values = losses(parameters)
+        require_floating_tensor(values, "what losses returns")
+        return values
+
+    values, pullback, *_ = torch.func.vjp(checked, {name: tensor.detach() for name, tensor in parameters.items()})
     if values.ndim != 1 or len(values) < len(parameters):
         raise ValueError(
             f"losses must return at least as many losses (batches,) as there are tensors, {len(parameters)}, "
@@ -252,3 +268,4 @@ def _require_named(tensors: Parameters, symmetry: Symmetry) -> None:
     missing = sorted(set(symmetry) - set(tensors))
     if missing or not symmetry:
         raise ValueError(f"the symmetry must name tensors that there are, but {missing or 'none'} is named.")
+    require_parameters({name: tensors[name] for name in symmetry})

@@ -5,12 +5,12 @@ the propositions are about callables.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 ReadoutName = Literal["rmsnorm", "layernorm", "raw", "tanh"]
@@ -50,6 +50,15 @@ class Case:
         factors = self.scale * self.spread ** exponents[:, None]
         return h / h.square().mean(-1, keepdim=True).sqrt() * factors
 
+    def normalisation(self, name: ReadoutName) -> Callable[[Tensor], Tensor]:
+        """What a readout does first; no gain, no bias."""
+        return {
+            "rmsnorm": lambda h: h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps),
+            "layernorm": lambda h: F.layer_norm(h, (self.d,), eps=self.eps),
+            "raw": lambda h: h,
+            "tanh": torch.tanh,
+        }[name]
+
     def readout(self, name: ReadoutName) -> Callable[[Tensor], Tensor]:
         """A random readout with gain, bias and head: state to logits."""
         generator = self.generator()
@@ -63,12 +72,7 @@ class Case:
             draw(self.vocab, self.d),
             draw(self.vocab),
         )
-        normalise = {
-            "rmsnorm": lambda h: h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps),
-            "layernorm": lambda h: F.layer_norm(h, (self.d,), eps=self.eps),
-            "raw": lambda h: h,
-            "tanh": torch.tanh,
-        }[name]
+        normalise = self.normalisation(name)
         return lambda h: (normalise(h) * gain + shift) @ head.T + bias
 
     def loss_of(self, readout: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -81,3 +85,29 @@ class Case:
             "margin": lambda z: F.multi_margin_loss(z, labels, reduction="sum"),
         }
         return lambda h: losses[self.loss](readout(h))
+
+
+LossAt = tuple[Callable[[Tensor], Tensor], Tensor]
+
+
+def seen_case(case: Case, loss_at: Callable[[Case], LossAt]) -> Case:
+    """The case, or the next seed at which some token has a gradient: a margin already satisfied has none.
+
+    Raises:
+        ValueError: there is none among 64 seeds.
+    """
+    for seed in range(case.seed, case.seed + 64):
+        candidate = replace(case, seed=seed)
+        if has_gradient(gradient_at(*loss_at(candidate))).any():
+            return candidate
+    raise ValueError(f"64 seeds from {case} have no gradient anywhere.")
+
+
+def has_gradient(gradient: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
+    """Token by token: large enough for its square not to underflow. A NaN counts, so that no check passes it over."""
+    return ~(gradient.abs().amax(-1) < 1e-150)
+
+
+def gradient_at(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(x), x)[0]

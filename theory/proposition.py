@@ -5,8 +5,9 @@ proposition is adding a file.
 """
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import sympy as sp
@@ -73,6 +74,17 @@ class Residual:
         return self.value <= self.tolerance
 
 
+def worst(values: Iterable[float]) -> float:
+    """The largest, and NaN if any is: Python's own `max` forgets a NaN unless it comes first."""
+    values = list(values)
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+def least(values: Iterable[float]) -> float:
+    """The smallest, and NaN if any is: of controls, all of which must fail."""
+    return -worst(-value for value in values)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposition:
     """One claim.
@@ -80,6 +92,7 @@ class Proposition:
     Attributes:
         key: P1, P2, ...
         title: the claim in words, one line.
+        words: the claim in one plain sentence, for tables.
         statement: the claim in LaTeX.
         hypotheses: what it needs, in words.
         source: lemma of the paper, or this project.
@@ -91,6 +104,7 @@ class Proposition:
 
     key: str
     title: str
+    words: str
     statement: str
     hypotheses: tuple[str, ...]
     source: str

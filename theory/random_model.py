@@ -18,6 +18,8 @@ from loopsight.protocol import unroll
 
 Parameters = Mapping[str, Tensor]
 StateMap = Callable[[Tensor], Tensor]
+ReadoutName = Literal["rmsnorm", "layernorm", "group_rmsnorm", "raw", "tanh"]
+BetweenName = Literal["none", "rmsnorm", "damping"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class Architecture:
     tokens: int = 5
     batch: int = 2
     block_norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    readout: Literal["rmsnorm", "layernorm", "group_rmsnorm", "raw", "tanh"] = "rmsnorm"
-    between: Literal["none", "rmsnorm", "damping"] = "none"
+    readout: ReadoutName = "rmsnorm"
+    between: BetweenName = "none"
     damping: float = 0.88
     tied: bool = False
     gain: bool = True

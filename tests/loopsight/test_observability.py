@@ -1,4 +1,4 @@
-"""Visibility, activity and the Gramian against dense Jacobians, against broken copies, and the artefacts they must not
+"""Visibility and activity against dense Jacobians, against broken copies, and the artefacts they must not
 mistake for blindness."""
 
 import pytest
@@ -7,10 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import loopsight.observability as observability
-from loopsight.derivatives import directional_derivative, pullback, require_adjoint, require_double_states
+from loopsight.derivatives import directional_derivative, forward_mode, pullback, require_adjoint, require_double_states
+from loopsight.gramian import gramian_extremes
+from loopsight.increments import second_order_step
 from loopsight.invariance import invariance
-from loopsight.observability import activity, deferred_visibility, drive, gramian_extremes, visibility
+from loopsight.observability import activity, deferred_visibility, drive, visibility
 from loopsight.protocol import unroll
+from loopsight.radial import degree
+from loopsight.responses import relative_change
 from models import LoopedLM, ModelConfig
 from models.config import BetweenConfig, ReadoutConfig
 
@@ -101,13 +105,13 @@ def with_the_direction_as_it_is(readout, h: Tensor, direction: Tensor) -> observ
 
 
 def without_centring(readout, h: Tensor, direction: Tensor) -> observability.Visibility:
-    delta = observability._relative(h, direction)
+    delta = relative_change(h, direction)
     tangent = directional_derivative(readout, h, delta)[1]
     return _seen(tangent.square().mean(-1), (readout(h).softmax(-1) * tangent.square()).sum(-1))
 
 
 def with_an_unbiased_variance(readout, h: Tensor, direction: Tensor) -> observability.Visibility:
-    tangent = directional_derivative(readout, h, observability._relative(h, direction))[1]
+    tangent = directional_derivative(readout, h, relative_change(h, direction))[1]
     return _seen(tangent.var(-1), _model_variance(readout(h), tangent))
 
 
@@ -212,12 +216,12 @@ def assert_activity(instrument, h: Tensor) -> None:
 
 
 def radial_part_only(step, h: Tensor, direction: Tensor) -> Tensor:
-    moved = directional_derivative(step, h, observability._relative(h, direction))[1]
+    moved = directional_derivative(step, h, relative_change(h, direction))[1]
     return (moved * h).sum(-1).abs() / h.square().sum(-1)
 
 
 def relative_to_the_next_state(step, h: Tensor, direction: Tensor) -> Tensor:
-    return directional_derivative(step, h, observability._relative(h, direction))[1].norm(dim=-1) / step(h).norm(dim=-1)
+    return directional_derivative(step, h, relative_change(h, direction))[1].norm(dim=-1) / step(h).norm(dim=-1)
 
 
 def test_activity_is_the_relative_gain_of_a_step(h):
@@ -243,75 +247,6 @@ def test_trap_wrong_cut(h):
     assert activity(prenorm, h, h).min() > 0.9  # a confident answer about the wrong map
     with pytest.raises(ValueError, match="step\\(h\\) is not next_state"):
         activity(prenorm, h, h, next_state=h_1)
-
-
-# The Gramian
-
-
-def dense_gramian(step, readout, h: Tensor, weights, distribution: str) -> Tensor:
-    def read(h: Tensor) -> Tensor:
-        return torch.stack([readout(state) for state in unroll(step, h, len(weights) - 1)])
-
-    jacobian, centre = dense(read, h), centring(read(h), distribution)
-    return torch.einsum("k,ktvn,ktvw,ktwm->nm", h.new_tensor(weights), jacobian, centre, jacobian)
-
-
-def assert_extremes(instrument, h: Tensor, distribution: str) -> None:
-    weights = (0.0, 0.4, 0.6)
-    matrix = dense_gramian(prenorm, normed, h, weights, distribution)
-    values = torch.linalg.eigvalsh(matrix)
-    found = instrument(prenorm, normed, h, weights, generator=generator(), distribution=distribution, count=2)
-    floor = 1e-10 * values[-1].item()
-    assert found.converged
-    torch.testing.assert_close(found.least, values[:2], rtol=1e-6, atol=floor)
-    torch.testing.assert_close(found.most, values[-2:].flip(0), rtol=1e-9, atol=floor)
-    for value, direction in zip(
-        (*found.least, *found.most), (*found.least_directions, *found.most_directions), strict=True
-    ):
-        direction = direction.flatten()
-        assert direction.norm().item() == pytest.approx(1.0, abs=1e-10)
-        torch.testing.assert_close(matrix @ direction, value * direction, rtol=0, atol=1e2 * floor)
-
-
-@pytest.mark.parametrize("distribution", ["uniform", "model"])
-def test_the_gramians_ends_are_those_of_the_dense_matrix(h, distribution):
-    assert_extremes(gramian_extremes, h, distribution)
-
-
-def of_unit_states(step, readout, h: Tensor, *rest, **options):
-    return gramian_extremes(step, readout, F.normalize(h, dim=-1), *rest, **options)
-
-
-def with_another_class(step, readout, h: Tensor, *rest, **options):
-    """Centres about another mean."""
-    return gramian_extremes(step, lambda h: F.pad(readout(h), (0, 1)), h, *rest, **options)
-
-
-def with_weights_shifted_by_one(step, readout, h: Tensor, weights, **options):
-    return gramian_extremes(step, readout, h, weights[1:], **options)
-
-
-@pytest.mark.parametrize("mutant", [of_unit_states, with_another_class, with_weights_shifted_by_one])
-def test_broken_copies_of_the_gramian_are_found(h, mutant):
-    with pytest.raises(AssertionError):
-        assert_extremes(mutant, h, "uniform")
-
-
-def test_every_tokens_scale_is_among_the_least_visible_directions(h):
-    """Immediately, behind a scale-free readout: as many blind directions as tokens, and no more."""
-    found = gramian_extremes(prenorm, normed, h, (1.0,), generator=generator(), count=8)
-    assert found.least[:7].abs().max() < 1e-13 * found.most[0]
-    assert found.least[7] > 1e-6 * found.most[0]
-    radial = F.normalize(h, dim=-1)
-    inside = (found.least_directions[:7] * radial).sum(-1).square().sum(-1)  # all of every direction is radial
-    torch.testing.assert_close(inside, torch.ones_like(inside), rtol=0, atol=1e-8)
-
-
-def test_before_convergence_the_values_are_bounds(h):
-    values = torch.linalg.eigvalsh(dense_gramian(prenorm, normed, h, (0.0, 1.0), "uniform"))
-    found = gramian_extremes(prenorm, normed, h, (0.0, 1.0), generator=generator(), iterations=3)
-    assert not found.converged and found.least_residuals.max() > 1e-6 * values[-1]
-    assert found.least[0] > values[0] and found.most[0] <= values[-1] * (1 + 1e-12)
 
 
 # Artefacts
@@ -389,9 +324,54 @@ class OnlyReverse(torch.autograd.Function):
         return g
 
 
-def test_an_operation_without_forward_mode_is_refused(h):
-    with pytest.raises(ValueError, match="forward-mode"):
-        activity(lambda h: OnlyReverse.apply(h), h, h)
+class WithoutJvp(torch.autograd.Function):
+    """As torch.func wants it, but for the forward mode."""
+
+    @staticmethod
+    def forward(h):
+        return h.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@pytest.mark.parametrize(
+    ("function", "error"), [(OnlyReverse, RuntimeError), (WithoutJvp, NotImplementedError)], ids=["old", "new"]
+)
+def test_a_custom_function_without_forward_mode_is_refused(h, function, error):
+    with pytest.raises(error) as raised:
+        torch.func.jvp(function.apply, (h,), (h,))
+    assert raised.type is error  # torch's own: if the words change, `NO_FORWARD_MODE` must
+    for instrument in (
+        lambda: activity(function.apply, h, h),
+        lambda: degree(function.apply, h),
+        lambda: second_order_step([function.apply], h),
+    ):
+        with pytest.raises(ValueError, match="no forward-mode derivative"):
+            instrument()
+
+
+def test_an_operation_of_torchs_own_without_forward_mode_is_refused(h):
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(attention, (h,), (h,))
+    with pytest.raises(ValueError, match="the readout uses an operation that has no forward-mode derivative"):
+        with forward_mode("the readout"):
+            torch.func.jvp(attention, (h,), (h,))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), NotImplementedError("my method is abstract")])
+def test_an_error_of_the_callables_own_passes_as_it_is(h, error):
+    def broken(h: Tensor) -> Tensor:
+        raise error
+
+    for instrument in (lambda: activity(broken, h, h), lambda: second_order_step([broken], h)):
+        with pytest.raises(type(error), match=str(error)):
+            instrument()
 
 
 def test_trap_a_saturated_softmax_is_not_blindness(h):
@@ -539,29 +519,45 @@ def test_a_gru_cell_and_a_linear_recurrence(h):
     assert found.most[0].item() == pytest.approx((torch.linalg.matrix_norm(block, 2) ** 2 * scale.max()).item())
 
 
-@pytest.mark.parametrize(
-    ("between", "readout", "expected"),
-    [
-        (BetweenConfig(), ReadoutConfig(), 1.0),
-        (BetweenConfig(kind="rmsnorm"), ReadoutConfig(), 0.0),
-        (BetweenConfig(kind="damping", factor=0.88), ReadoutConfig(kind="layernorm"), 0.88),
-        (BetweenConfig(), ReadoutConfig(kind="raw", gain=False), 1.0),
-    ],
-)
-def test_our_looped_model(between, readout, expected):
+READOUTS = {
+    "rmsnorm": ReadoutConfig(),
+    "layernorm": ReadoutConfig(kind="layernorm"),
+    "group_rmsnorm": ReadoutConfig(kind="group_rmsnorm", num_groups=2),
+    "group_layernorm": ReadoutConfig(kind="group_layernorm", num_groups=2),
+    "raw": ReadoutConfig(kind="raw", gain=False),
+}
+BETWEEN = {
+    "none": (BetweenConfig(), 1.0),
+    "rmsnorm": (BetweenConfig(kind="rmsnorm"), 0.0),
+    "damping": (BetweenConfig(kind="damping", factor=0.88), 0.88),
+}
+
+
+@pytest.mark.parametrize("block_norm", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("readout", READOUTS)
+def test_our_looped_model(readout, between, block_norm):
     torch.manual_seed(0)
+    operation, expected = BETWEEN[between]
     config = ModelConfig(
-        d_model=8, num_layers=1, num_heads=2, vocab_size=11, context=4, norm_eps=0.0, between=between, readout=readout
+        d_model=8,
+        num_layers=1,
+        num_heads=2,
+        vocab_size=11,
+        context=4,
+        norm_eps=0.0,
+        block_norm=block_norm,
+        between=operation,
+        readout=READOUTS[readout],
     )
     model = LoopedLM(config).double().eval().requires_grad_(False)
     states = 1e3 * model(torch.tensor([[1, 5, 2, 7]]))[1]
     carried = activity(model.step, states, states, next_state=model.step(states))
     assert (carried - expected).abs().max() < 1e-4
     seen = visibility(model.readout, states, states, generator=generator())
-    assert seen.blind.all() == (readout.kind != "raw")
+    assert seen.blind.all() == (readout != "raw")
     deferred = deferred_visibility(model.step, model.readout, states, states, (0.0, 0.5, 0.5), generator=generator())
-    removed = between.kind == "rmsnorm"
-    assert deferred.chi_uniform.max() < 1e-25 if removed else deferred.chi_uniform.min() > 1e-12
+    assert deferred.chi_uniform.max() < 1e-25 if between == "rmsnorm" else deferred.chi_uniform.min() > 1e-12
 
 
 # Bad input
@@ -574,7 +570,7 @@ def test_our_looped_model(between, readout, expected):
         (lambda h: require_double_states(h.long()), "h must be a floating-point tensor"),
         (lambda h: visibility(raw, h * torch.nan, h, generator=generator()), "h holds NaN"),
         (lambda h: visibility(raw, h, 0 * h, generator=generator()), "direction holds a zero state"),
-        (lambda h: observability._relative(h, h[:3]), "direction must have the shape of h"),
+        (lambda h: relative_change(h, h[:3]), "direction must have the shape of h"),
         (lambda h: visibility(raw, h, h, generator=generator(), probes=0), "probes must be at least 1"),
         (lambda h: visibility(lambda h: raw(h)[:3], h, h, generator=generator()), "the readout must give logits"),
         (lambda h: visibility(lambda h: raw(h).float(), h, h, generator=generator()), "must return a float64 tensor"),

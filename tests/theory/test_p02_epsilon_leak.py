@@ -120,3 +120,8 @@ def test_satisfied_margins_do_not_pass_for_measurements():
         skipped += found.seed != seed
         assert p02.check(case).value > 0 or random.Random(seed).choice(list(NORMALISATIONS)) == "clamp"
     assert skipped > 3
+
+
+def test_gradients_whose_squares_underflow_are_not_divided_by():
+    """Found by ten thousand examples: a saturated softmax leaves gradients of 1e-200."""
+    assert p02.check(Case(seed=1, d=6, vocab=3, tokens=6, spread=10.0**2.5)).holds

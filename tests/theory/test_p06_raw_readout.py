@@ -8,18 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from theory.cases import Case
+from theory.laboratory import along, draw_architecture, gradients_of, writers
 from theory.proposition import Proof, ProofError
 from theory.propositions import p06_raw_readout as p06
 from theory.propositions.p06_raw_readout import (
-    along,
-    architecture_of,
-    gradients_of,
     has_minimiser,
     mean_gap,
     predicted_common_minimiser,
     predicted_minimiser,
     slopes,
-    writers,
 )
 from theory.random_model import random_model
 
@@ -135,10 +132,10 @@ def test_calibration_is_no_sign_of_a_raw_readout():
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_gauge_of_writers_and_head(tied, between):
     model = random_model(
-        architecture_of(Case(seed=2), readout="raw", gain=False, d=12, heads=2, tied=tied, between=between)
+        draw_architecture(Case(seed=2), readout="raw", gain=False, d=12, heads=2, tied=tied, between=between)
     )
-    gradients, (gap, _) = gradients_of(model, model.loss), mean_gap(model)
-    inner, _ = along(gradients, model.parameters, writers(model))
+    gradients, (gap, _) = gradients_of(model.loss, model.parameters), mean_gap(model)
+    inner, _ = along(gradients, model.parameters, writers(model.architecture))
     assert abs(gap) > 1e-2
     assert inner == pytest.approx((2 if tied else 1) * gap, rel=1e-11)
     if not tied:
@@ -147,20 +144,22 @@ def test_the_gauge_of_writers_and_head(tied, between):
 
 def test_leaving_out_a_writer_is_detected():
     model = random_model(
-        architecture_of(Case(seed=2), readout="raw", gain=False, d=12, heads=2, tied=False, biases=True)
+        draw_architecture(Case(seed=2), readout="raw", gain=False, d=12, heads=2, tied=False, biases=True)
     )
-    gradients, (gap, _) = gradients_of(model, model.loss), mean_gap(model)
-    for left_out in writers(model):
-        inner, size = along(gradients, model.parameters, [name for name in writers(model) if name != left_out])
+    gradients, (gap, _) = gradients_of(model.loss, model.parameters), mean_gap(model)
+    for left_out in writers(model.architecture):
+        inner, size = along(
+            gradients, model.parameters, [name for name in writers(model.architecture) if name != left_out]
+        )
         assert abs(inner - gap) / size > 1e-6, left_out
-    inner, size = along(gradients, model.parameters, [*writers(model), "0.attention.v"])
+    inner, size = along(gradients, model.parameters, [*writers(model.architecture), "0.attention.v"])
     assert abs(inner - gap) / size > 1e-6
 
 
 def test_gradient_descent_conserves_the_difference_of_norms_to_first_order():
     """|w|^2 - |U|^2 moves by O(eta^2) per step while |w|^2 moves by O(eta)."""
-    model = random_model(architecture_of(Case(seed=2), readout="raw", gain=False, d=12, heads=2, tied=False))
-    gradients, p, names = gradients_of(model, model.loss), model.parameters, writers(model)
+    model = random_model(draw_architecture(Case(seed=2), readout="raw", gain=False, d=12, heads=2, tied=False))
+    gradients, p, names = gradients_of(model.loss, model.parameters), model.parameters, writers(model.architecture)
 
     def change(rate: float, *, difference: bool) -> float:
         def squares(names):

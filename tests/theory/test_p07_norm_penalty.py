@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from theory.cases import Case
+from theory.laboratory import along, draw_architecture, gradients_of, writers
 from theory.proposition import ProofError
 from theory.propositions import p07_norm_penalty as p07
-from theory.propositions.p06_raw_readout import along, architecture_of, gradients_of, mean_gap, writers
+from theory.propositions.p06_raw_readout import mean_gap
 from theory.propositions.p07_norm_penalty import objective, penalty_of
 from theory.random_model import RandomModel, random_model
 
@@ -17,7 +18,7 @@ COEFFICIENT = 0.01
 
 def model_of(**choices: object) -> RandomModel:
     return random_model(
-        architecture_of(Case(seed=2), **{"readout": "rmsnorm", "gain": False, "d": 12, "heads": 2, **choices})
+        draw_architecture(Case(seed=2), **{"readout": "rmsnorm", "gain": False, "d": 12, "heads": 2, **choices})
     )
 
 
@@ -53,16 +54,16 @@ def test_another_penalty_is_detected_state_by_state(monkeypatch, mutant):
 
 def test_without_a_penalty_nothing_pulls_and_with_one_it_is_seen():
     model = model_of(tied=False)
-    names = writers(model)
-    blind, size = along(gradients_of(model, model.loss), model.parameters, names)
-    pulled, pulled_size = along(gradients_of(model, objective(model, COEFFICIENT)), model.parameters, names)
+    names = writers(model.architecture)
+    blind, size = along(gradients_of(model.loss, model.parameters), model.parameters, names)
+    pulled, pulled_size = along(gradients_of(objective(model, COEFFICIENT), model.parameters), model.parameters, names)
     assert abs(blind) / size < 1e-14
     assert pulled / pulled_size > 1e-4
 
 
 def test_it_is_weight_decay_with_coefficient_2p_over_the_squared_norm():
     model = model_of(tied=False)
-    gradients, names = gradients_of(model, objective(model, COEFFICIENT)), writers(model)
+    gradients, names = gradients_of(objective(model, COEFFICIENT), model.parameters), writers(model.architecture)
     w, g = (torch.cat([x[name].flatten() for name in names]) for x in (model.parameters, gradients))
     decay = 2 * penalty_of(model.states(), COEFFICIENT) / w.square().sum()
     torch.testing.assert_close((g @ w) / (w @ w), decay, rtol=1e-11, atol=0)
@@ -72,9 +73,9 @@ def test_it_is_weight_decay_with_coefficient_2p_over_the_squared_norm():
 @pytest.mark.parametrize("gain", [False, True])
 def test_a_tied_head_adds_the_gap_and_a_gain_carries_the_gap_alone(gain):
     model = model_of(tied=True, gain=gain)
-    gradients = gradients_of(model, objective(model, COEFFICIENT))
+    gradients = gradients_of(objective(model, COEFFICIENT), model.parameters)
     (slope, _), two_p = mean_gap(model), 2 * penalty_of(model.states(), COEFFICIENT).item()
-    inner, _ = along(gradients, model.parameters, writers(model))
+    inner, _ = along(gradients, model.parameters, writers(model.architecture))
     assert abs(slope) > 1e-3
     assert inner == pytest.approx(slope + two_p, rel=1e-10)
     if gain:
@@ -88,9 +89,9 @@ def fitted(model: RandomModel) -> RandomModel:
 
 def derivative(model: RandomModel, factor: float, coefficient: float) -> float:
     """d(L + P)/dlog c at c times the writers."""
-    parameters = {n: (factor if n in writers(model) else 1.0) * x for n, x in model.parameters.items()}
+    parameters = {n: (factor if n in writers(model.architecture) else 1.0) * x for n, x in model.parameters.items()}
     scaled = replace(model, parameters=parameters)
-    return along(gradients_of(scaled, objective(scaled, coefficient)), parameters, writers(scaled))[0]
+    return along(gradients_of(objective(scaled, coefficient), parameters), parameters, writers(scaled.architecture))[0]
 
 
 def minimum(model: RandomModel, coefficient: float) -> float | None:
@@ -121,7 +122,7 @@ def test_only_epsilon_stops_the_collapse_and_at_its_fourth_root():
 def test_sgd_keeps_the_norm_where_the_penalty_balances_the_steps():
     """4 P = eta |g|^2: below that rate the norm falls, above it grows."""
     model = model_of(tied=False)
-    gradients, names = gradients_of(model, objective(model, COEFFICIENT)), writers(model)
+    gradients, names = gradients_of(objective(model, COEFFICIENT), model.parameters), writers(model.architecture)
     w, g = (torch.cat([x[name].flatten() for name in names]) for x in (model.parameters, gradients))
     balance = (4 * penalty_of(model.states(), COEFFICIENT) / g.square().sum()).item()
     for factor, grows in ((0.9, False), (1.1, True)):
@@ -132,7 +133,9 @@ def test_sgd_keeps_the_norm_where_the_penalty_balances_the_steps():
 def test_a_raw_readout_answers_by_its_gap():
     """The penalty is no longer alone: the claim of the untied blind readout is off by the gap."""
     model = model_of(readout="raw", tied=False)
-    inner, _ = along(gradients_of(model, objective(model, COEFFICIENT)), model.parameters, writers(model))
+    inner, _ = along(
+        gradients_of(objective(model, COEFFICIENT), model.parameters), model.parameters, writers(model.architecture)
+    )
     two_p = 2 * penalty_of(model.states(), COEFFICIENT).item()
     assert inner - two_p == pytest.approx(mean_gap(model)[0], rel=1e-10)
     assert abs(inner / two_p - 1) > 1e-2

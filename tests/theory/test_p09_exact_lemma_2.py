@@ -1,5 +1,6 @@
 """P9's traps, and wrong formulas that must be rejected."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from loopsight.growth import regime_number
 from loopsight.increments import increment, second_order_step
+from theory import far_out
 from theory.cases import Case
 from theory.proposition import Proof, ProofError
 from theory.propositions import p09_exact_lemma_2 as p09
@@ -70,13 +72,13 @@ def test_the_check_notices_wrong_corrections_and_bounds(monkeypatch):
 @pytest.fixture(scope="module")
 def laboratory():
     """Four sublayers (attention and MLP, twice) and tokens at directions."""
-    sublayers, h = p09.laboratory(Case(seed=4, d=12, tokens=3))
+    sublayers, h = p09.sublayers_and_states(Case(seed=4, d=12, tokens=3))
     assert len(sublayers) == 4
     return sublayers, p09.directions(h)
 
 
 def loop(sublayers, h):
-    return p09.scaled_loop(sublayers, h, torch.ones((), dtype=h.dtype))
+    return far_out.scaled_loop(sublayers, h, torch.ones((), dtype=h.dtype))
 
 
 def test_the_norm_increment_is_a_tautology_and_constancy_of_b_is_not(laboratory):
@@ -96,8 +98,22 @@ def test_both_parts_of_the_check_that_need_normalised_branches_fail_without(labo
     h = 3.0 * laboratory[1]
     assert p09._constancy(linear[0], h) > 1e-2
     assert p09._second_order(linear, h) > 1e-2
-    states = [h, linear[0](h), linear[1](linear[0](h))]
-    assert p09._polar(h, states[1]) < 1e-14 and p09._loops(states) < 1e-14
+    assert p09._polar(h, linear[0](h)) < 1e-14 and p09._loops(linear, h) < 1e-14
+
+
+def test_bounds_are_checked_on_steps_that_turn_back_too():
+    """Where s + a < 0 the bounds are void: the mirrored step has the same beta and a positive s + a."""
+    case = Case(seed=3, d=12, tokens=6, scale=1e-3)
+    sublayers, h = p09.sublayers_and_states(case)
+    after = p09.sequence(sublayers)(h)
+    mirrored = p09.forward(h, after)
+    before, now = p09.increment(h, after), p09.increment(h, mirrored)
+    turned = before.carried.isnan()
+    assert turned.any() and not now.carried.isnan().any()
+    torch.testing.assert_close(now.perpendicular_part, before.perpendicular_part)
+    torch.testing.assert_close(mirrored[~turned], after[~turned])
+    assert math.isnan(p09._bounds(h, after)) and p09._bounds(h, mirrored) < 1e-12
+    assert p09.check(case).holds
 
 
 def errors(sublayers, u, scales, predicted):

@@ -8,9 +8,9 @@ from loopsight.growth import asymptotic_slope, asymptotic_step
 from loopsight.increments import loop_growth, second_order_step
 from loopsight.protocol import unroll
 from theory.cases import Case
+from theory.far_out import directions, linear_sublayers, sublayers_and_states
 from theory.proposition import ProofError
 from theory.propositions import p10_growth_across_loops as p10
-from theory.propositions.p09_exact_lemma_2 import directions, laboratory, linear_sublayers
 from theory.random_model import Architecture, random_model
 
 
@@ -23,7 +23,7 @@ def test_wrong_exponents_are_rejected(monkeypatch, mutant):
 
 def test_every_part_of_the_check_fails_where_its_hypothesis_does():
     case = Case(seed=1)
-    sublayers, h = laboratory(case)
+    sublayers, h = sublayers_and_states(case)
     assert p10.flow_error(sublayers, h) < 1e-13
     assert p10.flow_error(linear_sublayers(case), 3.0 * h) > 1e-2
     assert p10.approach_error(sublayers[0], case, degree=0) < 1e-13

@@ -1,6 +1,7 @@
 """P12's traps and mutants: which optimisers obey the laws, and which statements about Adam are false."""
 
 import math
+import random
 
 import pytest
 import sympy as sp
@@ -135,3 +136,12 @@ def test_broken_laws_do_not_survive_the_check(monkeypatch, name, mutant):
     cases = [Case(seed=seed) for seed in range(6)]
     monkeypatch.setattr(p12, name, mutant)
     assert not all(p12.check(case).holds for case in cases)
+
+
+def test_the_bound_of_adam_is_attained_without_momentum_too():
+    """beta1 = 0: all the mass in the last gradient. Zeros before it would make torch's Adam 0 / 0."""
+    seen = set()
+    for seed in range(40):
+        seen.add(random.Random(seed).choice([0.9, 0.9, 0.0, 0.8]))
+        assert p12.adam_excess(Case(seed=seed)) < 1e-12
+    assert 0.0 in seen

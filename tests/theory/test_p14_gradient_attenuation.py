@@ -7,9 +7,9 @@ import sympy as sp
 import torch
 
 from theory.cases import Case
+from theory.laboratory import block_writers
 from theory.proposition import ProofError
 from theory.propositions import p14_gradient_attenuation as p14
-from theory.propositions.p11_writer_homogeneity import block_writers
 from theory.random_model import Architecture, random_model
 
 BLIND = Architecture(loops=4, layers=1)

@@ -8,10 +8,10 @@ import torch
 from loopsight.attribution import attribute_growth, norm_degrees
 from loopsight.optimiser_laws import adam_step_bound
 from theory.cases import Case
+from theory.laboratory import block_writers, writers
 from theory.proposition import ProofError
 from theory.propositions import p11_writer_homogeneity as p11
 from theory.propositions import p16_growth_across_training as p16
-from theory.propositions.p11_writer_homogeneity import block_writers, writers
 from theory.random_model import Architecture, random_model, rms_normalise
 
 TIED = Architecture(layers=1, loops=3, tied=True, vocab=12, tokens=6, batch=4)

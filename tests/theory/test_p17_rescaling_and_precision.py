@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from theory.cases import Case
+from theory.far_out import directions, linear_sublayers, sublayers_and_states
 from theory.proposition import ProofError
 from theory.propositions import p17_rescaling_and_precision as p17
-from theory.propositions.p09_exact_lemma_2 import directions, laboratory, linear_sublayers
 from theory.symbols import c
 
 
@@ -41,7 +41,7 @@ def test_the_check_notices_a_prediction_that_is_a_binade_off(monkeypatch, factor
 
 def test_a_rescaled_recurrence_is_not_free_and_costs_as_much_as_predicted():
     """Largest change of a logit times s is constant in s: cheap, never zero."""
-    sublayers, h = laboratory(Case(seed=0))
+    sublayers, h = sublayers_and_states(Case(seed=0))
     readout, u = Case(seed=0).readout("rmsnorm"), directions(h)
 
     def after_a_loop(x):
@@ -60,7 +60,7 @@ def test_a_rescaled_recurrence_is_not_free_and_costs_as_much_as_predicted():
 
 def test_the_cost_needs_normalised_branches():
     case = Case(seed=0)
-    sublayers, h = laboratory(case)
+    sublayers, h = sublayers_and_states(case)
     readout = case.readout("rmsnorm")
     assert p17.recurrence_error(sublayers, readout, h, 0.5) < 1e-13
     assert p17.recurrence_error(linear_sublayers(case), readout, 3.0 * h, 0.5) > 1e-2

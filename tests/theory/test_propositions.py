@@ -1,6 +1,7 @@
 """Every proposition: its proof, its numeric check on random cases, and its control, which must fail."""
 
 import math
+import re
 
 import pytest
 import sympy as sp
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory.cases import Case
-from theory.proposition import Proof, ProofError, Residual, propositions
+from theory.proposition import Proof, ProofError, Residual, least, propositions, worst
 
 PROPOSITIONS = propositions()
 
@@ -51,6 +52,8 @@ def test_control_fails(key, seed):
 def test_statement_is_complete(key):
     proposition = PROPOSITIONS[key]
     assert proposition.key == key
+    assert re.fullmatch(r"[A-Z].{40,250}\.", proposition.words), "one sentence in plain words"
+    assert "\\" not in proposition.words and "|" not in proposition.words.replace("|h|", "")
     assert proposition.title and proposition.statement and proposition.hypotheses and proposition.source
 
 
@@ -64,3 +67,10 @@ def test_a_wrong_identity_is_rejected():
 
 def test_a_residual_that_measured_nothing_does_not_hold():
     assert not Residual(value=math.nan, tolerance=1.0).holds
+
+
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (1.0, math.nan), (0.0, math.nan, 2.0)])
+def test_nothing_measured_is_not_forgotten_beside_other_numbers(values):
+    """max(1.0, nan) is 1.0: a residual that measured nothing would pass unseen."""
+    assert math.isnan(worst(values)) and math.isnan(least(values))
+    assert worst([3.0, -1.0]) == 3.0 and least([3.0, -1.0]) == -1.0

@@ -5,15 +5,14 @@ y stands for the normalised state before gain and bias, and q for the gradient o
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 import sympy as sp
 import torch
 from torch import Tensor
 
 from loopsight.radial import EpsilonForm, epsilon_leak, radial_gradient_fraction
-from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
+from theory.cases import Case, gradient_at, has_gradient, seen_case
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.symbols import c, d, eps, h, j, k, split, total
 
 S2 = sp.Symbol("S_2", positive=True)
@@ -168,22 +167,6 @@ NORMALISATIONS: dict[str, tuple[Normalisation, EpsilonForm, bool]] = {
 DEGREE_OF_EPS: dict[EpsilonForm, int] = {"inside_root": 2, "added_to_rms": 1, "clamp": 1}
 """In units of the state: epsilon is a mean square, or a root mean square."""
 
-LossAt = tuple[Callable[[Tensor], Tensor], Tensor]
-
-
-def seen_case(case: Case, loss_at: Callable[[Case], LossAt]) -> Case:
-    """The case, or the next seed at which some token has a gradient: a margin already satisfied has none."""
-    for seed in range(case.seed, case.seed + 64):
-        candidate = replace(case, seed=seed)
-        if _gradient(*loss_at(candidate)).any():
-            return candidate
-    raise ValueError(f"64 seeds from {case} have no gradient anywhere.")
-
-
-def _gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(loss(x), x)[0]
-
 
 def _loss_of_y(case: Case) -> Callable[[Tensor], Tensor]:
     """The loss behind the normalisation: gain, shift, head and bias, none of them normalised."""
@@ -219,13 +202,13 @@ def leak_residual(case: Case, name: str, eps_over_square: float, leak: Leak = _l
     loss, h = _loss_of_y(case), case.states().requires_grad_()
     y = normalise(h, eps)
     grad_h, grad_eps, q = torch.autograd.grad(loss(y), (h, eps, y))
-    seen = q.norm(dim=-1) > 0
+    seen = has_gradient(q)
     rho = leak(h.detach(), size, form, centred)
     scale = (q.norm(dim=-1) * y.norm(dim=-1))[seen]
     along_h = (grad_h * h).sum(-1)
     leak_error = (along_h - rho * (q * y).sum(-1)).abs()[seen] / scale
     euler_error = (along_h.sum() + DEGREE_OF_EPS[form] * eps * grad_eps).abs() / scale.sum()
-    return max(leak_error.max().item(), euler_error.item())
+    return worst([leak_error.max().item(), euler_error.item()])
 
 
 def fraction_residual(case: Case) -> float:
@@ -234,8 +217,8 @@ def fraction_residual(case: Case) -> float:
     eps = torch.tensor(relative_eps(case) * case.scale**2, dtype=torch.float64)
     case = seen_case(case, lambda case: (_loss_of_y(case), normalise(case.states(), eps)))
     loss, h = _loss_of_y(case), case.states()
-    q, u = _gradient(loss, normalise(h, eps)), h / h.norm(dim=-1, keepdim=True)
-    seen = q.norm(dim=-1) > 0
+    q, u = gradient_at(loss, normalise(h, eps)), h / h.norm(dim=-1, keepdim=True)
+    seen = has_gradient(q)
     radial = (q * u).sum(-1)
     across = (q - radial[:, None] * u).norm(dim=-1)
     rho = epsilon_leak(h, eps.item())
@@ -258,7 +241,7 @@ def degree_residual(case: Case, degree: float, assumed: float) -> float:
     h = case.states().requires_grad_()
     z = logits(case, h)
     grad_h, q = torch.autograd.grad(case.loss_of(identity)(z), (h, z))
-    seen = q.norm(dim=-1) > 0
+    seen = has_gradient(q)
     error = ((grad_h * h).sum(-1) - assumed * (q * z).sum(-1)).abs()
     return (error / (q.norm(dim=-1) * z.norm(dim=-1)))[seen].max().item()
 
@@ -273,7 +256,7 @@ def check(case: Case) -> Residual:
         fraction_residual(case),
         degree_residual(case, degree, degree),
     )
-    return Residual(value=max(residuals), tolerance=1e-12)
+    return Residual(value=worst(residuals), tolerance=1e-12)
 
 
 def control(case: Case) -> Residual:
@@ -288,6 +271,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P2",
     title="epsilon leaks the scale by an exactly known factor; a readout of degree p shows p times its logits",
+    words=(
+        "An epsilon lets through exactly eps / (mean square + eps) of the scale's gradient, and a readout of "
+        "degree p shows p times its logits."
+    ),
     statement=(
         r"y = h / \sqrt{m + \epsilon},\ m = |h|^2 / d: \quad"
         r"\langle \nabla_h \ell, h \rangle = \frac{\epsilon}{m + \epsilon} \langle \nabla_y \ell, y \rangle"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loopsight.blind import blind_subspace
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.symbols import d, h, i, j, k, split, total
 
 y = sp.IndexedBase("y", real=True)
@@ -207,7 +207,7 @@ def residual(readout: Readout, h: Float[Tensor, "tokens d"], predicted: int) -> 
             direction = torch.zeros_like(h)
             direction[token] = generator
             distances.append(blind.distance(direction))
-    return max(float(abs(blind.dimension - predicted)), *distances)
+    return worst([float(abs(blind.dimension - predicted)), *distances])
 
 
 def check(case: Case) -> Residual:
@@ -235,6 +235,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P3",
     title="a readout's blind subspace has dimension max(m, k): generators and head overlap, they do not add",
+    words=(
+        "How many directions of a state a readout cannot see is the larger of what its norm removes and what "
+        "its head ignores, not their sum."
+    ),
     statement=(
         r"\dim \ker(C W \Gamma P_h) = m + \dim(\ker(C W \Gamma) \cap \operatorname{range} P_h)"
         r" = \max(m, k)\ \text{in general position},\quad"

@@ -3,8 +3,8 @@
 z stands for the logits of the state as it is, gap = E_p[z] - z_y for the expected minus the true logit.
 """
 
-import random
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import sympy as sp
@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loopsight.derivatives import differentiable_kernels
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
+from theory.laboratory import along, draw_architecture, gradients_of, narrowed, writers
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.propositions.p03_blind_subspace import prove_variance
-from theory.random_model import Architecture, RandomModel, random_model
+from theory.random_model import RandomModel, random_model
 
 c = sp.Symbol("c", real=True)
 classes = sp.Symbol("V", integer=True, positive=True)
@@ -116,11 +118,12 @@ def ray_residual(case: Case) -> float:
         return torch.func.jvp(loss, (factor,), (torch.ones_like(factor),))[1]
 
     one = torch.ones((), dtype=torch.float64)
-    derivatives = torch.func.jvp(slope, (one,), (one,))
-    first, second = derivatives[0], derivatives[1]
+    with differentiable_kernels():  # it also silences torch's warning of its own first use of torch.jit
+        first, second = torch.func.jvp(slope, (one,), (one,))[:2]
     p = logits.softmax(-1)
     variance = (p * (logits - (p * logits).sum(-1, keepdim=True)).square()).sum(-1)
-    return max((first - logit_gap(logits, labels)).abs().max().item() / 3, (second - variance).abs().max().item() / 9)
+    error = (first - logit_gap(logits, labels)).abs() / 3
+    return worst([error.max().item(), (second - variance).abs().max().item() / 9])
 
 
 FACTORS = torch.logspace(-11, 11, 133, dtype=torch.float64)
@@ -170,30 +173,6 @@ def disagreements(case: Case) -> int:
     return int(wrong)
 
 
-def writers(model: RandomModel) -> list[str]:
-    """Parameters w with h_k(c w) = c h_k(w) for all k: exactly one factor of everything that is added to the state."""
-    last = "between.gain" if model.architecture.between == "rmsnorm" else None
-    ends = ("_embedding", ".out", ".down", "attention.bias", "mlp.bias")
-    return [name for name in model.parameters if name.endswith(ends) or name == last]
-
-
-def along(gradients: dict[str, Tensor], parameters: dict[str, Tensor], names: Iterable[str]) -> tuple[float, float]:
-    """<grad_w L, w> and |grad_w L| |w| over the named parameters together."""
-    names = list(names)
-    inner = sum((gradients[name] * parameters[name]).sum().item() for name in names)
-    gradient = sum(gradients[name].square().sum().item() for name in names)
-    return inner, (gradient * sum(parameters[name].square().sum().item() for name in names)) ** 0.5
-
-
-def gradients_of(model: RandomModel, loss: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, Tensor]:
-    parameters = {name: value.clone().requires_grad_() for name, value in model.parameters.items()}
-    found = torch.autograd.grad(loss(parameters), list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(value) if gradient is None else gradient
-        for (name, value), gradient in zip(parameters.items(), found, strict=True)
-    }
-
-
 def mean_gap(model: RandomModel) -> tuple[float, float]:
     """Mean over loops and tokens of the gap, sum_k w_k mean gap_k for uniform weights, and of the largest logit.
 
@@ -209,53 +188,31 @@ def mean_gap(model: RandomModel) -> tuple[float, float]:
     return torch.stack(gaps).mean().item(), torch.stack(sizes).mean().item()
 
 
-def architecture_of(case: Case, **choices: object) -> Architecture:
-    """A small architecture drawn by the case's seed; `choices` are kept."""
-    draw = random.Random(case.seed)
-    heads = draw.choice([1, 2, 3])
-    drawn = dict(
-        seed=case.seed,
-        d=heads * draw.randint(3, 6),  # two channels are too few: a LayerNorm of them has no derivative
-        heads=heads,
-        layers=draw.randint(1, 2),
-        loops=draw.randint(1, 3),
-        vocab=case.vocab,
-        tokens=case.tokens,
-        batch=draw.randint(1, 2),
-        block_norm=draw.choice(["rmsnorm", "layernorm"]),
-        between=draw.choice(["none", "rmsnorm", "damping"]),
-        tied=draw.random() < 0.5,
-        biases=draw.random() < 0.5,
-        qk_norm=draw.random() < 0.5,
-        embedding_std=case.scale,
-        spread=case.spread,
-    )
-    return Architecture(**{**drawn, **choices})  # type: ignore[arg-type]
-
-
 def gauge_residual(case: Case) -> float:
     """|<grad_w L, w> - n gap| / (|grad_w L| |w| + max |z|), n = 2 when tied, and the same for an untied head.
 
     Of the first model from the case's seed on that does not fit all its tokens perfectly, where all is zero.
     """
     for seed in range(case.seed, case.seed + 64):
-        model = random_model(architecture_of(replace(case, seed=seed), readout="raw", gain=False))
+        model = random_model(draw_architecture(narrowed(replace(case, seed=seed)), readout="raw", gain=False))
         gap, logits = mean_gap(model)
         if abs(gap) > 1e-3 * logits:
             break
-    gradients, tied = gradients_of(model, model.loss), model.architecture.tied
-    inner, size = along(gradients, model.parameters, writers(model))
+    else:
+        return math.nan
+    gradients, tied = gradients_of(model.loss, model.parameters), model.architecture.tied
+    inner, size = along(gradients, model.parameters, writers(model.architecture))
     value = abs(inner - (2 if tied else 1) * gap) / (size + logits)
     if not tied:
         inner, size = along(gradients, model.parameters, ["head"])
-        value = max(value, abs(inner - gap) / (size + logits))
+        value = worst([value, abs(inner - gap) / (size + logits)])
     return value
 
 
 def check(case: Case) -> Residual:
     """Gradient and ray of a linear readout, who has a minimiser, and the gauge of a random looped model."""
-    value = max(gradient_residual(case, lambda h: h), ray_residual(case), gauge_residual(case), disagreements(case))
-    return Residual(value=value, tolerance=1e-12)
+    values = gradient_residual(case, lambda h: h), ray_residual(case), gauge_residual(case), float(disagreements(case))
+    return Residual(value=worst(values), tolerance=1e-12)
 
 
 def control(case: Case) -> Residual:
@@ -270,6 +227,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P6",
     title="a raw readout sees the scale as a temperature, and pins logits where they are neither fitted nor hopeless",
+    words=(
+        "A raw readout sees the scale as an inverse temperature: its gradient along h is the expected minus "
+        "the true logit, and the data pin a scale only for labels above the mean logit that are no argmax."
+    ),
     statement=(
         r"\langle \nabla_h \ell, h \rangle = E_p[z] - z_y; \quad"
         r"\tfrac{d^2}{dc^2} \ell(c h) = \mathrm{Var}_{p_c}(z) \ge 0; \quad"

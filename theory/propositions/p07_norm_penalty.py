@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p06_raw_readout import along, architecture_of, gradients_of, mean_gap, writers
+from theory.laboratory import SCALE_FREE, along, draw_architecture, gradients_of, narrowed, writers
+from theory.proposition import Proof, Proposition, Residual, worst
+from theory.propositions.p06_raw_readout import mean_gap
 from theory.random_model import RandomModel, random_model
 from theory.symbols import c, i, split
 
@@ -130,20 +131,22 @@ def writer_residual(model: RandomModel, coefficient: float) -> float:
     Relative to |grad_w| |w| + max |z|. The logits belong to it: where a tied head of large weights fits its labels,
     gradients are zero.
     """
-    a, names = model.architecture, writers(model)
-    gradients = gradients_of(model, objective(model, coefficient))
+    a, names = model.architecture, writers(model.architecture)
+    gradients = gradients_of(objective(model, coefficient), model.parameters)
     p, (slope, logits) = penalty_of(model.states(), coefficient).item(), mean_gap(model)
     inner, size = along(gradients, model.parameters, names)
     value = abs(inner - 2 * p - (slope if a.tied else 0.0)) / (size + logits)
     if a.gain:
         inner, size = along(gradients, model.parameters, ["readout.gain"])
-        value = max(value, abs(inner - slope) / (size + logits))
-    return value if a.tied else max(value, step_residual(model, gradients, p))
+        value = worst([value, abs(inner - slope) / (size + logits)])
+    return value if a.tied else worst([value, step_residual(model, gradients, p)])
 
 
 def step_residual(model: RandomModel, gradients: dict[str, Tensor], p: float) -> float:
     """| |w+|^2 - (|w|^2 - 4 eta P + eta^2 |g|^2) | / |w|^2 after a step of a tenth of |w|, for an untied model."""
-    w, g = (torch.cat([x[name].flatten() for name in writers(model)]) for x in (model.parameters, gradients))
+    w, g = (
+        torch.cat([x[name].flatten() for name in writers(model.architecture)]) for x in (model.parameters, gradients)
+    )
     rate = 0.1 * (w.norm() / g.norm()).item()
     expected = w.square().sum() - 4 * rate * p + rate**2 * g.square().sum()
     return (((w - rate * g).square().sum() - expected).abs() / w.square().sum()).item()
@@ -151,32 +154,32 @@ def step_residual(model: RandomModel, gradients: dict[str, Tensor], p: float) ->
 
 def joint_residual(model: RandomModel, coefficient: float) -> float:
     """|dP/dlog c - 2 P| / 2 P for the joint scale of all writers."""
-    gradients = gradients_of(model, lambda parameters: penalty_of(model.states(parameters), coefficient))
-    inner, _ = along(gradients, model.parameters, writers(model))
+    gradients = gradients_of(lambda p: penalty_of(model.states(p), coefficient), model.parameters)
+    inner, _ = along(gradients, model.parameters, writers(model.architecture))
     return abs(inner / (2 * penalty_of(model.states(), coefficient).item()) - 1)
 
 
 def check(case: Case) -> Residual:
     """All derivatives, and an SGD step, of a random model with a normalised readout."""
-    draw = random.Random(case.seed + 1)
-    heads = draw.choice([1, 2, 3])
-    readout, gain = draw.choice(["rmsnorm", "layernorm", "group_rmsnorm"]), draw.random() < 0.5
-    d = 6 * heads if readout == "group_rmsnorm" else heads * draw.randint(3, 6)
-    model = random_model(architecture_of(case, readout=readout, gain=gain, d=d, heads=heads))
+    model = random_model(draw_architecture(narrowed(case), readouts=SCALE_FREE))
     coefficient = moderate_coefficient(model)
     residuals = [f(model, coefficient) for f in (state_residual, writer_residual, joint_residual)]
-    return Residual(value=max(residuals), tolerance=1e-12)
+    return Residual(value=worst(residuals), tolerance=1e-12)
 
 
 def control(case: Case) -> Residual:
     """The untied claim for a raw readout, whose cross-entropy sees the scale."""
-    model = random_model(architecture_of(case, readout="raw", gain=False, tied=False))
+    model = random_model(draw_architecture(narrowed(case), readout="raw", gain=False, tied=False))
     return Residual(value=writer_residual(model, moderate_coefficient(model)), tolerance=1e-12)
 
 
 PROPOSITION = Proposition(
     key="P7",
     title="a norm penalty behind a blind readout is weight decay on the writers: no stationary point but zero",
+    words=(
+        "Behind a scale-free readout a norm penalty acts as weight decay on everything written to the state: "
+        "without epsilon, nothing but zero is stationary."
+    ),
     statement=(
         r"P = \lambda\, \overline{\mathrm{rms}^2}: \quad \frac{dP}{d \log c} = 2 P; \quad"
         r"\text{untied: } \langle \nabla_w (L + P), w \rangle = 2 P > 0; \quad"

@@ -1,14 +1,14 @@
 """P8: a norm between loops removes the state's scale, damping contracts it; both bound the state across loops."""
 
-import random
-
 import sympy as sp
 import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.random_model import Architecture, RandomModel, StateMap, random_model
+from theory.far_out import sequence
+from theory.laboratory import model_and_states, pullback
+from theory.proposition import Proof, Proposition, Residual, worst
+from theory.random_model import RandomModel, StateMap
 from theory.symbols import d, eps, i, j, k, split, total
 from theory.symbols import h as state
 
@@ -65,33 +65,6 @@ def prove() -> Proof:
     return proof
 
 
-def laboratory(case: Case, between: str, *, epsilon: float = 0.0) -> tuple[RandomModel, Tensor]:
-    """A random model as the case's seed decides, and states of the case's scales for it."""
-    draw = random.Random(case.seed)
-    architecture = Architecture(
-        seed=case.seed % 2**31,
-        d=case.d,
-        heads=draw.choice([n for n in (1, 2, 3, 4) if case.d % n == 0]),
-        layers=draw.choice([1, 2]),
-        tokens=case.tokens,
-        vocab=case.vocab,
-        batch=1,
-        block_norm=draw.choice(["rmsnorm", "layernorm"]),
-        between=between,  # type: ignore[arg-type]
-        damping=draw.uniform(0.1, 0.99),
-        biases=draw.random() < 0.5,
-        qk_norm=draw.random() < 0.5,
-        eps=epsilon,
-    )
-    return random_model(architecture), case.states()[None]
-
-
-def pullback(function: StateMap, x: Tensor, cotangent: Tensor) -> Tensor:
-    """D function(x)^T cotangent. Reverse mode: one pass for all tokens, and much faster here than forward mode."""
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad((function(x) * cotangent).sum(), x)[0]
-
-
 def along(gradient: Tensor, h: Tensor) -> Tensor:
     """<gradient_t, h_t>: the derivative by log scale of every token."""
     return (gradient * h).sum(-1, keepdim=True)
@@ -108,15 +81,6 @@ def removal(model: RandomModel, transition: StateMap, h: Tensor, rho: Tensor) ->
     return (error.abs() / size).max().item()
 
 
-def sequence(maps: list[StateMap]) -> StateMap:
-    def run(h: Tensor) -> Tensor:
-        for step in maps:
-            h = step(h)
-        return h
-
-    return run
-
-
 def carrying(sublayer: StateMap, alpha: float, h: Tensor) -> float:
     """<w, D(F o alpha)(h)[e_t h_t]> against alpha <w_t, h_t> for a random w and every token t; F one residual step."""
     w = torch.randn(h.shape, generator=torch.Generator().manual_seed(0), dtype=h.dtype)
@@ -128,12 +92,12 @@ def carrying(sublayer: StateMap, alpha: float, h: Tensor) -> float:
 def check(case: Case) -> Residual:
     """Worst of: radial derivative after N (epsilon 0), the leak (epsilon > 0), the bound, carrying and settling when
     damped; every token by itself."""
-    model, h = laboratory(case, "rmsnorm")
+    model, h = model_and_states(case, between="rmsnorm")
     square = h.square().mean(-1, keepdim=True)
     epsilon = square.max().item() * 10.0 ** -(case.seed % 5)
-    leaky, _ = laboratory(case, "rmsnorm", epsilon=epsilon)
+    leaky, _ = model_and_states(case, between="rmsnorm", eps=epsilon)
     bound = model.parameters["between.gain"].abs().max() * case.d**0.5
-    damped, _ = laboratory(case, "damping")
+    damped, _ = model_and_states(case, between="damping")
     sublayer, alpha = damped.sublayers()[case.seed % len(damped.sublayers())], damped.architecture.damping
     values = (
         removal(model, model.step(), h, torch.zeros_like(square)),
@@ -142,7 +106,7 @@ def check(case: Case) -> Residual:
         carrying(sublayer, alpha, h),
         settling(sublayer, alpha, h),
     )
-    return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
 def settling(sublayer: StateMap, alpha: float, h: Tensor) -> float:
@@ -158,7 +122,7 @@ def settling(sublayer: StateMap, alpha: float, h: Tensor) -> float:
 
 def control(case: Case) -> Residual:
     """The radial derivative of the same loop without an operation between loops."""
-    model, h = laboratory(case, "rmsnorm")
+    model, h = model_and_states(case, between="rmsnorm")
     value = removal(model, sequence(model.sublayers()), h, torch.zeros_like(h[..., :1]))
     return Residual(value=value, tolerance=TOLERANCE)
 
@@ -166,6 +130,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P8",
     title="a norm between loops removes the scale of the observed state, damping contracts it, and both bound it",
+    words=(
+        "A norm between loops removes the scale of the state that is read out, damping by alpha contracts it "
+        "towards a / (1 - alpha)."
+    ),
     statement=(
         r"D(F \circ N_\epsilon)(h)[h] = \rho\, DF(N h)[N h],\ \rho = \tfrac{\epsilon}{\mathrm{ms}(h) + \epsilon};\quad "
         r"D(F \circ \alpha)(h)[h] = \alpha h,\ s_\star = \tfrac{a}{1 - \alpha}"

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p09_exact_lemma_2 import (
+from theory.far_out import (
     at_infinity,
     cotangent,
     directions,
-    laboratory,
-    pullback,
     relative_scales,
     scaled_loop,
     scaling_error,
+    sublayers_and_states,
     summed_branches,
 )
+from theory.laboratory import pullback
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
@@ -107,7 +107,7 @@ def flow_error(sublayers: list[StateMap], h: Tensor) -> float:
         (log_norm - (v * a / relative).sum()).abs() / (v.norm() * b.norm()),
         (turn - (w * (b - a * u) / relative).sum()).abs() / (w.norm() * b.norm()),
     )
-    return max(scaling_error(sublayers, h), *(error.item() for error in errors))
+    return worst([scaling_error(sublayers, h), *(error.item() for error in errors)])
 
 
 def approach_error(sublayer: StateMap, case: Case, degree: int) -> float:
@@ -145,7 +145,7 @@ def approach_error(sublayer: StateMap, case: Case, degree: int) -> float:
         ((after.norm(dim=-1, keepdim=True) - norms) / norms).abs().max(),
         (measured - expected).norm() / w.norm(),
     )
-    return max(error.item() for error in errors)
+    return worst(error.item() for error in errors)
 
 
 def diffusion_error(sublayers: list[StateMap], h: Tensor, signs: Tensor) -> float:
@@ -163,14 +163,14 @@ def all_signs(n: int) -> Tensor:
 
 
 def residual(case: Case, degree: int) -> Residual:
-    sublayers, h = laboratory(case)
+    sublayers, h = sublayers_and_states(case)
     sublayer = sublayers[case.seed % len(sublayers)]
     values = (
         flow_error(sublayers, h),
         approach_error(sublayer, case, degree),
         diffusion_error(sublayers, h, all_signs(len(sublayers))),
     )
-    return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
 def check(case: Case) -> Residual:
@@ -186,6 +186,10 @@ def control(case: Case) -> Residual:
 PROPOSITION = Proposition(
     key="P10",
     title="shared weights: s grows by a per loop and the direction settles like a power of k; fresh ones: like sqrt k",
+    words=(
+        "With shared weights the norm grows in proportion to the loops and the direction settles like a power "
+        "of their number; with fresh weights the norm grows like their square root."
+    ),
     statement=(
         r"d\tau = dk/s:\ \tfrac{d \log s}{d\tau} = a(u),\ \tfrac{du}{d\tau} = b_\perp(u);\quad "
         r"b(u_\star) = a u_\star,\ P\,Db\,P\,v = \nu v \Rightarrow "

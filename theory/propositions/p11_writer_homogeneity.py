@@ -1,22 +1,19 @@
 """P11: scaling every writer scales every state and nothing else; what the derivative is when something breaks that."""
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import sympy as sp
 import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
+from theory.laboratory import block_writers, draw_architecture, inner, lengths, loop_weights, writers
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, RandomModel, random_model
 from theory.symbols import c, d, eps, h, i, j, split, t, total
 
 TOLERANCE = 1e-12
-
-ReadoutName = Literal["rmsnorm", "layernorm", "group_rmsnorm", "raw"]
 
 S1, S2 = sp.Symbol("S_1", real=True), sp.Symbol("S_2", positive=True)
 V = sp.Symbol("V", integer=True, positive=True)
@@ -95,53 +92,6 @@ def prove_budget(proof: Proof) -> None:
     proof.equal("<g_emb, emb> = <G_0, h_0>, each token and coordinate", gradient_times_table, upstream * state)
 
 
-def writers(a: Architecture) -> tuple[str, ...]:
-    """The tensors that add to the residual stream: embeddings and exactly one factor of every branch."""
-    names = ["token_embedding", "position_embedding"]
-    for layer in range(a.layers):
-        names += [f"{layer}.attention.out", f"{layer}.mlp.down"]
-        names += [f"{layer}.attention.bias", f"{layer}.mlp.bias"] if a.biases else []
-    return (*names, "between.gain") if a.between == "rmsnorm" else tuple(names)
-
-
-def block_writers(a: Architecture) -> tuple[str, ...]:
-    return tuple(name for name in writers(a) if not name.endswith("embedding"))
-
-
-def draw_architecture(case: Case, **fixed: object) -> Architecture:
-    """An architecture of the case's width, vocabulary, tokens and scales; the rest from its seed, except `fixed`."""
-    rng = random.Random(case.seed)
-    readouts: list[ReadoutName] = ["rmsnorm", "layernorm", "raw"]
-    if case.d % 3 == 0 and case.d >= 9:  # groups of one have no gradient at all
-        readouts.append("group_rmsnorm")
-    a = Architecture(
-        seed=case.seed,
-        d=case.d,
-        heads=rng.choice([n for n in (1, 2, 3, 4) if case.d % n == 0 and case.d // n >= 2]),
-        layers=rng.choice([1, 2]),
-        loops=rng.choice([1, 2, 3]),
-        vocab=case.vocab,
-        tokens=case.tokens,
-        block_norm=rng.choice(["rmsnorm", "layernorm"]),
-        readout=rng.choice(readouts),
-        between=rng.choice(["none", "rmsnorm", "damping"]),
-        tied=rng.random() < 0.5,
-        gain=rng.random() < 0.5,
-        biases=rng.random() < 0.5,
-        qk_norm=rng.random() < 0.5,
-        eps=case.eps,
-        embedding_std=case.scale,
-        spread=case.spread,
-    )
-    return replace(a, **fixed)  # type: ignore[arg-type]
-
-
-def loop_weights(a: Architecture) -> tuple[float, ...]:
-    """Weights of either sign: the identities hold for every weighting."""
-    rng = random.Random(a.seed + 1)
-    return tuple(rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.5) for _ in range(a.loops))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Derivatives:
     """What one backward pass tells.
@@ -185,16 +135,6 @@ def derivatives(model: RandomModel) -> Derivatives:
     )
 
 
-def inner(gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], names: tuple[str, ...]) -> float:
-    return sum((gradients[name] * parameters[name]).sum().item() for name in names)
-
-
-def lengths(gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], names: tuple[str, ...]) -> float:
-    """|g| |w| over the named tensors."""
-    g, w = (sum(x[name].square().sum().item() for name in names) ** 0.5 for x in (gradients, parameters))
-    return g * w
-
-
 def residual(model: RandomModel, names: tuple[str, ...], degree: int) -> float:
     """|<g_w, w> - degree gap| / (|g_w| |w|); NaN where the loss has nothing left to learn and so no gradient."""
     found = derivatives(model)
@@ -235,7 +175,7 @@ def check(case: Case) -> Residual:
             a = replace(a, embedding_std=min(a.embedding_std, 3.0), spread=min(a.spread, 10.0))
         values = _residuals(random_model(a))
         if values:
-            return Residual(value=max(values), tolerance=TOLERANCE)
+            return Residual(value=worst(values), tolerance=TOLERANCE)
     return Residual(value=float("nan"), tolerance=TOLERANCE)
 
 
@@ -252,12 +192,16 @@ def control(case: Case) -> Residual:
     values = [residual(model, wrong, 0) for wrong in wrong_sets]
     for change in ({"readout": "tanh"}, {"readout": "raw"}, {"tied": True}, {"eps": 1e-1}):
         values.append(residual(random_model(replace(plain, **change)), names, 0))
-    return Residual(value=min(values), tolerance=TOLERANCE)
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(
     key="P11",
     title="the joint scale of all writers moves every state and no logit; exact derivatives where that breaks",
+    words=(
+        "Scaling everything that writes to the state scales every state and moves no logit; a raw readout, a "
+        "tied head, a penalty or an epsilon break this by exactly known amounts."
+    ),
     statement=(
         r"h_k(c\,w) = c\,h_k(w),\quad \langle \nabla_w L, w \rangle = "
         r"p \sum_k w_k\, \overline{\mathrm{gap}}_k + 2P - 2\epsilon\,\partial_\epsilon L,\quad "

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import sympy as sp
 import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p11_writer_homogeneity import block_writers, draw_architecture, loop_weights, writers
+from theory.laboratory import block_writers, draw_architecture, gradients_of, loop_weights, narrowed, writers
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, RandomModel, random_model
 
 TOLERANCE = 1e-10
@@ -83,9 +84,7 @@ def prove_loops(proof: Proof) -> None:
 
 def gradients(model: RandomModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = loop_weights(model.architecture)
-    p = {name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()}
-    found = torch.autograd.grad(model.loss(p, weights), list(p.values()), materialize_grads=True)
-    return dict(zip(p, found, strict=True))
+    return gradients_of(lambda p: model.loss(p, weights), parameters)
 
 
 def scaled(parameters: Mapping[str, Tensor], names: tuple[str, ...], factor: float) -> dict[str, Tensor]:
@@ -108,7 +107,7 @@ def joint_scaling_residual(model: RandomModel) -> float:
     joint = writers(model.architecture)
     here, there = gradients(model, model.parameters), gradients(model, scaled(model.parameters, joint, FACTOR))
     there |= {name: FACTOR * there[name] for name in joint}
-    return max(distance(there, here, joint), distance(there, here, readers(model)))
+    return worst([distance(there, here, joint), distance(there, here, readers(model))])
 
 
 def embedding_scaling_residual(model: RandomModel) -> float:
@@ -118,7 +117,7 @@ def embedding_scaling_residual(model: RandomModel) -> float:
     larger = gradients(model, scaled(model.parameters, embeddings, FACTOR))
     larger |= {name: FACTOR * larger[name] for name in (*blocks, *embeddings)}
     smaller = gradients(model, scaled(model.parameters, blocks, 1.0 / FACTOR))
-    return max(distance(larger, smaller, names) for names in (blocks, embeddings, readers(model)))
+    return worst(distance(larger, smaller, names) for names in (blocks, embeddings, readers(model)))
 
 
 def total_and_immediate_gradients(model: RandomModel) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -138,17 +137,24 @@ def total_and_immediate_gradients(model: RandomModel) -> tuple[list[Tensor], lis
 def backward_attenuation_residual(model: RandomModel) -> float:
     """(c): |s_k G_k - s_k sum_{j >= k} imm_j| / |s_k G_k|, worst loop; every token weighted by its own scale."""
     total, immediate, states = total_and_immediate_gradients(model)
-    worst = 0.0
+    errors = []
     for k, (gradient, h) in enumerate(zip(total, states, strict=True)):
         size = h.norm(dim=-1, keepdim=True)
         predicted = torch.stack(immediate[k:]).sum(0) * size
-        worst = max(worst, ((gradient * size - predicted).norm() / (gradient * size).norm()).item())
-    return worst
+        errors.append(((gradient * size - predicted).norm() / (gradient * size).norm()).item())
+    return worst(errors)
 
 
-def blind_architecture(case: Case, **changes: object) -> Architecture:
-    fixed = {"readout": "rmsnorm", "tied": False, "batch": 1, "layers": 1, "between": "none", "loops": 2}
-    return draw_architecture(replace(case, d=min(case.d, 18)), **{**fixed, **changes})
+def blind_architecture(case: Case, **changes: Any) -> Architecture:
+    fixed: dict[str, Any] = {
+        "readout": "rmsnorm",
+        "tied": False,
+        "batch": 1,
+        "layers": 1,
+        "between": "none",
+        "loops": 2,
+    }
+    return draw_architecture(narrowed(case), **{**fixed, **changes})
 
 
 def check(case: Case) -> Residual:
@@ -158,7 +164,7 @@ def check(case: Case) -> Residual:
         near, far = random_model(a), random_model(replace(a, embedding_std=FAR))
         values = joint_scaling_residual(near), embedding_scaling_residual(near), backward_attenuation_residual(far)
         if not any(math.isnan(value) for value in values):
-            return Residual(value=max(values), tolerance=TOLERANCE)
+            return Residual(value=worst(values), tolerance=TOLERANCE)
     return Residual(value=math.nan, tolerance=TOLERANCE)
 
 
@@ -171,12 +177,16 @@ def control(case: Case) -> Residual:
         values += [joint_scaling_residual(model), embedding_scaling_residual(model)]
     values.append(backward_attenuation_residual(random_model(a)))
     values.append(backward_attenuation_residual(random_model(replace(a, between="rmsnorm", embedding_std=FAR))))
-    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(
     key="P14",
     title="large states attenuate the writers' gradients, not the readers', and nothing backward through loops",
+    words=(
+        "Growing states do not attenuate gradients on their way back through loops: each loop's own gradient "
+        "carries 1/s, writers' gradients 1/c, readers' none."
+    ),
     statement=(
         r"\nabla_r L(c\,w, r) = \nabla_r L(w, r),\quad \nabla_w L(c\,w, r) = \tfrac1c \nabla_w L(w, r),\quad "
         r"\nabla_b L(s\,e, b, r) = \tfrac1s \nabla_b L(e, b/s, r),\quad "

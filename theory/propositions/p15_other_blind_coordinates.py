@@ -1,6 +1,7 @@
 """P15: blind coordinates besides the scale: LayerNorm's ones, heads' scales, key biases; what optimisers do to them."""
 
 import random
+from typing import Any
 
 import sympy as sp
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from loopsight.protocol import unroll
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p04_visibility_activity import draw_architecture
+from theory.laboratory import draw_architecture, gradients_of
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import RandomModel, random_model
 from theory.symbols import c, d, eps, h, i, j, k, split, t, total
 
@@ -91,11 +92,13 @@ def _prove_attention(proof: Proof) -> None:
     proof.true("V <= d: dim ker(C W) >= d - (V - 1) >= 1", sp.Ge(d - (vocab - 1), 1))
 
 
-def layer_norm_model(case: Case, **fixed: object) -> RandomModel:
+def layer_norm_model(case: Case, **fixed: Any) -> RandomModel:
     """LayerNorm in blocks and readout, any epsilon, at least two tokens (one token's attention has no queries)."""
-    drawn: dict[str, object] = dict(
+    drawn: dict[str, Any] = dict(
         block_norm="layernorm",
         readout="layernorm",
+        between="none",
+        batch=1,
         tied=False,
         tokens=max(case.tokens, 2),
         eps=random.Random(case.seed + 1).choice([0.0, 1e-6, 1e-2, 1.0]),
@@ -120,16 +123,14 @@ def ones_defects(model: RandomModel, from_loop: int = 0) -> tuple[float, float]:
 
 
 def gradients(model: RandomModel) -> dict[str, Tensor]:
-    p = {name: tensor.clone().requires_grad_() for name, tensor in model.parameters.items()}
-    loss = model.cross_entropy(model.readout(p)(model.states(p)[-1]))
-    found = torch.autograd.grad(loss, list(p.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(p, found, strict=True) if gradient is not None}
+    """Of the loss after the last loop."""
+    return gradients_of(lambda p: model.cross_entropy(model.readout(p)(model.states(p)[-1])), model.parameters)
 
 
 def writer_defect(model: RandomModel) -> float:
     """Largest |1^T g| / sum_i |g_i|, g the gradient of a block writer, per column."""
     found = {name: g for name, g in gradients(model).items() if name.endswith((".out", ".down", "n.bias", "p.bias"))}
-    return max((g.sum(0).abs() / g.abs().sum(0)).max().item() for g in found.values())
+    return worst((g.sum(0).abs() / g.abs().sum(0)).max().item() for g in found.values())
 
 
 def wide_heads(case: Case) -> int:
@@ -139,13 +140,12 @@ def wide_heads(case: Case) -> int:
 
 def query_defect(model: RandomModel) -> float:
     """Largest |<g, W>| / (|g| |W|) of a head's query weights."""
-    heads, worst = model.architecture.heads, 0.0
-    found = gradients(model)
+    heads, found, defects = model.architecture.heads, gradients(model), []
     for layer in range(model.architecture.layers):
         name = f"{layer}.attention.q"
         g, w = (x.unflatten(0, (heads, -1)).flatten(1) for x in (found[name], model.parameters[name]))
-        worst = max(worst, ((g * w).sum(-1).abs() / (g.norm(dim=-1) * w.norm(dim=-1))).max().item())
-    return worst
+        defects.append(((g * w).sum(-1).abs() / (g.norm(dim=-1) * w.norm(dim=-1))).max().item())
+    return worst(defects)
 
 
 def key_bias_defect(case: Case, rotate: bool = False) -> float:
@@ -211,7 +211,7 @@ def check(case: Case) -> Residual:
         key_bias_defect(case),
         head_kernel_defect(case, min(case.vocab, case.d)),
     ]
-    return Residual(value=torch.tensor(residuals).max().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=worst(residuals), tolerance=TOLERANCE)
 
 
 def control(case: Case) -> Residual:
@@ -226,12 +226,16 @@ def control(case: Case) -> Residual:
         key_bias_defect(case, rotate=True),
         head_kernel_defect(case, case.d + 2),
     ]
-    return Residual(value=min(failures), tolerance=TOLERANCE)
+    return Residual(value=least(failures), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(
     key="P15",
     title="LayerNorm's ones direction is blind at once and for ever; Adam moves blind coordinates, SGD does not",
+    words=(
+        "LayerNorm hides the ones direction at once and for ever, QK-norm each head's query scale, a softmax "
+        "the key bias; SGD leaves blind coordinates alone and Adam moves them."
+    ),
     statement=(
         r"\mathrm{LN}(h + t\mathbf 1) = \mathrm{LN}(h) \;\Rightarrow\; \mathrm{D}z_k(h)[\mathbf 1] = 0\ \forall k,\ "
         r"\mathrm{D}\Phi(h)[\mathbf 1] = \mathbf 1,\ \mathbf 1^\top \nabla_W L = 0 \text{ for writers } W;\quad "

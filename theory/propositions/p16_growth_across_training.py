@@ -1,14 +1,15 @@
 """P16: which parameters made log |h_K| grow over training steps: an account that sums up exactly, to first order."""
 
 from dataclasses import replace
+from typing import Any
 
 import sympy as sp
 import torch
 
 from loopsight.attribution import attribute_growth, norm_degrees
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p11_writer_homogeneity import draw_architecture, writers
+from theory.laboratory import draw_architecture, narrowed, writers
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, Parameters, RandomModel, random_model
 from theory.symbols import c, d, h, i, j, split, total
 
@@ -105,14 +106,14 @@ def attribution_error(model: RandomModel, relative: float) -> float:
     return abs(found.error) / sum(abs(value) for value in found.contributions.values())
 
 
-def architecture(case: Case, **fixed: object) -> Architecture:
-    return draw_architecture(replace(case, d=min(case.d, 18)), **{"batch": 1, "layers": 1, **fixed})
+def architecture(case: Case, **fixed: Any) -> Architecture:
+    return draw_architecture(narrowed(case), **{"batch": 1, "layers": 1, **fixed})
 
 
 def check(case: Case) -> Residual:
     """Worst of Euler's constraint and of the trapezoid rule over a small step (relative, both)."""
     model = random_model(architecture(case))
-    value = max(euler_error(model, writers(model.architecture)), attribution_error(model, STEP))
+    value = worst([euler_error(model, writers(model.architecture)), attribution_error(model, STEP)])
     return Residual(value=value, tolerance=TOLERANCE)
 
 
@@ -126,12 +127,16 @@ def control(case: Case) -> Residual:
         euler_error(random_model(replace(a, eps=1e-1)), names),
         attribution_error(model, 0.3),
     ]
-    return Residual(value=torch.tensor(values).min().item(), tolerance=TOLERANCE)  # NaN if any is
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(
     key="P16",
     title="growth of the hidden norm over training steps is a sum over parameters; the writers' degrees sum to 1",
+    words=(
+        "The growth of log |h| over training is a sum over parameters, exact to second order in the step, and "
+        "the degrees of all writers sum to one."
+    ),
     statement=(
         r"\Delta \log|h_K| = \sum_\theta \left\langle \tfrac12(\nabla_\theta \log|h_K|_{\mathrm{before}} + "
         r"\nabla_\theta \log|h_K|_{\mathrm{after}}), \Delta\theta \right\rangle + O(|\Delta\theta|^3),\quad "

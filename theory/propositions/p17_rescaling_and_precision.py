@@ -6,18 +6,18 @@ from torch import Tensor
 
 from loopsight.precision import predicted_freeze, significand_bits
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual
-from theory.propositions.p09_exact_lemma_2 import (
+from theory.far_out import (
     at_infinity,
     cotangent,
     directions,
-    laboratory,
-    pullback,
     relative_scales,
     scaled_loop,
     scaling_error,
+    sublayers_and_states,
     summed_branches,
 )
+from theory.laboratory import pullback
+from theory.proposition import Proof, Proposition, Residual, worst
 from theory.random_model import StateMap
 from theory.symbols import c, d, j, total
 from theory.symbols import h as state
@@ -84,7 +84,7 @@ def recurrence_error(sublayers: list[StateMap], readout: StateMap, h: Tensor, fa
     expected = (1.0 / factor - 1.0) * (change * b_perp / relative).sum()
     size = (1.0 / factor + 1.0) * change.norm() * b.norm()
     error = (at_infinity(difference, w) - expected).abs() / size
-    return max(error.item(), scaling_error(sublayers, h))
+    return worst([error.item(), scaling_error(sublayers, h)])
 
 
 def freezing_error(b: Tensor, dtype: torch.dtype) -> float:
@@ -99,7 +99,7 @@ def freezing_error(b: Tensor, dtype: torch.dtype) -> float:
 
 def check(case: Case) -> Residual:
     """Worst of: decoding after a rescale, cost of a rescale in the recurrence, and the binade of freezing."""
-    sublayers, h = laboratory(case)
+    sublayers, h = sublayers_and_states(case)
     factors = 10.0 ** (3.0 * torch.randn(*h.shape[:-1], 1, generator=case.generator(), dtype=h.dtype)).clamp(-6.0, 6.0)
     readout = case.readout("rmsnorm" if case.seed % 2 else "layernorm")
     factor = factors.flatten()[0].clamp(1e-2, 1e2).item()
@@ -109,18 +109,22 @@ def check(case: Case) -> Residual:
         recurrence_error(sublayers, readout, h, factor),
         *(freezing_error(b, dtype) for dtype in FORMATS),
     )
-    return Residual(value=max(values), tolerance=TOLERANCE)
+    return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
 def control(case: Case) -> Residual:
     """The same rescaling before a raw readout, which sees it."""
-    _, h = laboratory(case)
+    _, h = sublayers_and_states(case)
     return Residual(value=decoding_error(case.readout("raw"), h, h.new_tensor(2.0)), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(
     key="P17",
     title="rescaling is free when decoding, costs O(1/s) in the recurrence; low precision freezes the residual stream",
+    words=(
+        "Rescaling a state is free at the readout and costs O(1/s) in the recurrence; a stream held in p "
+        "significant bits stops moving at about 2^p times the update."
+    ),
     statement=(
         r"R(c h) = R(h);\quad R(F(c h)) - R(F(h)) = \tfrac{1}{s}\left(\tfrac1c - 1\right) DR(u)[\bar b_\perp] + "
         r"O(s^{-2});\quad \mathrm{fl}(h_i + b_i) = h_i \text{ for } |h_i| \ge 2^{p + \lceil \log_2 |b_i| \rceil}"
