@@ -14,7 +14,19 @@ from tqdm import tqdm
 from experiments.environment import describe
 from experiments.errors import RunError
 from experiments.files import atomic_path, exclusive, read_json, write_json
-from experiments.measure import clamp, depth, halting, loops, precision, scale_sensitivity
+from experiments.measure import (
+    attribution,
+    clamp,
+    deferred,
+    depth,
+    growth,
+    halting,
+    increments,
+    loops,
+    precision,
+    radial,
+    scale_sensitivity,
+)
 from experiments.measure.context import Context, checkpoint_digest, open_run
 from experiments.runs import read_config
 
@@ -38,6 +50,11 @@ SUITE = (
     Measure(tables=("halting",), measure=halting.measure),
     Measure(tables=("scale_sensitivity",), measure=scale_sensitivity.measure),
     Measure(tables=("precision",), measure=precision.measure),
+    Measure(tables=("radial",), measure=radial.measure),
+    Measure(tables=("increments",), measure=increments.measure),
+    Measure(tables=("growth", "growth_exponent"), measure=growth.measure),
+    Measure(tables=("attribution", "pressure"), measure=attribution.measure),
+    Measure(tables=("deferred", "coefficient_law"), measure=deferred.measure),
 )
 
 

@@ -278,7 +278,7 @@ PROPOSITION = Proposition(
     statement=(
         r"y = h / \sqrt{m + \epsilon},\ m = |h|^2 / d: \quad"
         r"\langle \nabla_h \ell, h \rangle = \frac{\epsilon}{m + \epsilon} \langle \nabla_y \ell, y \rangle"
-        r" = -2 \epsilon\, \partial_\epsilon \ell; \qquad"
+        r" = -2 \epsilon\, \partial_\epsilon \ell; \qquad "
         r"R(c h) = c^p R(h) \Rightarrow \langle \nabla_h \ell, h \rangle = p \langle \nabla_z \ell, z \rangle"
     ),
     hypotheses=(

@@ -13,7 +13,7 @@ from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, Parameters, RandomModel, random_model
 from theory.symbols import c, d, h, i, j, split, total
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-7
 STEP = 1e-6  # relative length of the step that is attributed: third order and rounding balance
 
 
@@ -151,5 +151,5 @@ PROPOSITION = Proposition(
     prove=prove,
     check=check,
     control=control,
-    control_floor=2e-3,
+    control_floor=3e-4,
 )
