@@ -18,6 +18,7 @@ from torch import nn
 from loopsight.adapters.albert import ALBERT
 from loopsight.adapters.generic import cycle_maps, declared_cycle, found_cycle
 from loopsight.adapters.hrm_text import HRM_TEXT
+from loopsight.adapters.hub import load_hf
 from loopsight.adapters.layers import loop_layers
 from loopsight.adapters.ouro import OURO
 from loopsight.adapters.raven import HUGINN, PARCAE
@@ -25,7 +26,7 @@ from loopsight.adapters.recurrent import RECURRENT
 from loopsight.adapters.three_maps import own_maps
 from loopsight.protocol import LoopedMaps, LoopedModel
 
-__all__ = ["FAMILIES", "discover", "loop_layers"]
+__all__ = ["FAMILIES", "discover", "load_hf", "loop_layers"]
 
 FAMILIES = (HRM_TEXT, ALBERT, OURO, PARCAE, HUGINN, RECURRENT)
 
