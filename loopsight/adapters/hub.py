@@ -21,6 +21,8 @@ WORKS_WITH = {
     "ouro": "transformers==4.57.6",
     "hrm_text": "transformers>=5.9",
 }
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+OPTIONAL = {"_raise_exceptions_for_missing_entries": False}
 
 
 def load_hf(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tuple[nn.Module, Any | None]:
@@ -84,7 +86,7 @@ def stored_tensors(name: str) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
     from transformers.utils import cached_file
 
-    single = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    single = cached_file(name, "model.safetensors", **OPTIONAL)
     if single is None:
         index = cached_file(name, "model.safetensors.index.json")
         shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -124,14 +126,15 @@ def _stored_kind(name: str) -> str | None:
     from transformers.utils import cached_file
 
     try:
-        file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+        file = cached_file(name, "config.json", **OPTIONAL)
         return json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") if file else None
     except (OSError, ValueError):
         return None
 
 
 def _tokenizer(transformers: ModuleType, name: str, trust_remote_code: bool) -> Any | None:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+    """Only where one is stored: for some models transformers makes up one that knows its special tokens alone."""
+    files = (transformers.utils.cached_file(name, file, **OPTIONAL) for file in TOKENIZERS)
+    if all(file is None for file in files):
         return None
+    return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

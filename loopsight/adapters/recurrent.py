@@ -71,16 +71,22 @@ def recurrent_maps(model: nn.Module, batch: Any) -> LoopedMaps:
         h = start(again)
         return advance(h, again.args[0].narrow(time, 0, skipped)) if skipped else h
 
+    def last(logits: Tensor) -> Tensor:
+        """Of the last time, where there are logits for every time, in the layout of the frames or batch first."""
+        shape, rows = tuple(logits.shape[:2]), frames.shape[1 - time]
+        axis = time if shape == tuple(frames.shape[:2]) else 1 if shape == (rows, steps) else None
+        return logits if logits.ndim != 3 or axis is None else logits.select(axis, -1)
+
     def readout(h: Tensor) -> Tensor:
         top = h[..., -rnn.hidden_size :]
         outputs = torch.cat([call.output[0].to(h).narrow(time, 0, steps - 1), top.unsqueeze(time)], dim=time)
         with answering([call], outputs):
-            return _last(logits_of(run(model, batch), model), time, steps)
+            return last(logits_of(run(model, batch), model))
 
     with torch.no_grad():
         states = [advance(start(call), frames[:, :n] if time else frames[:n]) if n else start(call)
                   for n in range(skipped, steps + 1)]  # fmt: skip
-    own = _last(logits_of(output, model), time, steps)
+    own = last(logits_of(output, model))
     kind = f"{steps - skipped} steps at one input" if constant else "its last step, at its last input"
     name = f"{type(model).__name__}, {kind}, state of {type(rnn).__name__}"
     return maps(model, batch, embed=embed, step=step, readout=readout, states=states, output=own, name=name)
@@ -89,11 +95,6 @@ def recurrent_maps(model: nn.Module, batch: Any) -> LoopedMaps:
 def _flat(h: Tensor) -> Tensor:
     """(layers, batch, d) to (batch, layers d)."""
     return h.movedim(0, 1).flatten(1)
-
-
-def _last(logits: Tensor, time: int, steps: int) -> Tensor:
-    """Of the last time, where there are logits for every time."""
-    return logits.select(time, -1) if logits.ndim == 3 and logits.shape[time] == steps else logits
 
 
 def _recurrences(model: nn.Module) -> list[tuple[str, Any]]:
