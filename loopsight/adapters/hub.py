@@ -5,16 +5,16 @@ whose code lives beside their weights. So every tensor of the files is compared 
 files do not hold is an error, and what fails names the version of transformers that works.
 """
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-INSTALL = "pip install loopsight[hf]"
+INSTALL = 'pip install "loopsight[hf]"'
 # Measured on configurations of a few layers with torch 2.13; other versions may work.
 WORKS_WITH = {
     "huginn_raven": "transformers==4.57.6",
@@ -83,9 +83,8 @@ def require_stored(model: nn.Module, stored: Iterator[tuple[str, Tensor]]) -> No
 
 def stored_tensors(name: str) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a model's safetensors files, one at a time."""
-    from safetensors import safe_open
-    from transformers.utils import cached_file
-
+    safe_open = importlib.import_module("safetensors").safe_open
+    cached_file = _transformers().utils.cached_file
     single = cached_file(name, "model.safetensors", **OPTIONAL)
     if single is None:
         index = cached_file(name, "model.safetensors.index.json")
@@ -96,19 +95,16 @@ def stored_tensors(name: str) -> Iterator[tuple[str, Tensor]]:
                 yield key, tensors.get_tensor(key)
 
 
-def _transformers() -> ModuleType:
+def _transformers() -> Any:
     try:
-        import safetensors  # noqa: F401
-        import transformers
+        importlib.import_module("safetensors")
+        return importlib.import_module("transformers")
     except ImportError as error:
         raise ValueError(f"models of the hub need transformers and safetensors: {INSTALL}.") from error
-    return transformers
 
 
 def _explained(name: str, kind: str | None, cause: Exception, trusted: bool) -> ValueError:
     """One sentence for whatever loading raised; the cause stays attached."""
-    import transformers
-
     said = " ".join(str(cause).split()) or type(cause).__name__
     if not trusted and "trust_remote_code" in said:
         return ValueError(f"{name} needs its own code to be run: pass trust_remote_code=True if you trust its authors.")
@@ -116,23 +112,21 @@ def _explained(name: str, kind: str | None, cause: Exception, trusted: bool) -> 
     works = WORKS_WITH.get(kind or "")
     if works:
         return ValueError(
-            f"transformers {transformers.__version__} cannot load {name} ({kind}): install {works} ({said[:200]})."
+            f"transformers {_transformers().__version__} cannot load {name} ({kind}): install {works} ({said[:200]})."
         )
     return ValueError(f"{name} cannot be loaded: {said[:300]}")
 
 
 def _stored_kind(name: str) -> str | None:
     """The model type in config.json, if the file can be had."""
-    from transformers.utils import cached_file
-
     try:
-        file = cached_file(name, "config.json", **OPTIONAL)
+        file = _transformers().utils.cached_file(name, "config.json", **OPTIONAL)
         return json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") if file else None
     except (OSError, ValueError):
         return None
 
 
-def _tokenizer(transformers: ModuleType, name: str, trust_remote_code: bool) -> Any | None:
+def _tokenizer(transformers: Any, name: str, trust_remote_code: bool) -> Any | None:
     """Only where one is stored: for some models transformers makes up one that knows its special tokens alone."""
     files = (transformers.utils.cached_file(name, file, **OPTIONAL) for file in TOKENIZERS)
     if all(file is None for file in files):

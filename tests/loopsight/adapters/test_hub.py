@@ -94,5 +94,5 @@ def test_a_missing_folder_and_a_missing_extra_are_one_sentence(tmp_path, monkeyp
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_hf(tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install loopsight\[hf\]"):
+    with pytest.raises(ValueError, match=r"pip install \"loopsight\[hf\]\""):
         load_hf(tmp_path)
