@@ -1,0 +1,52 @@
+"""Models that have embed, step and readout already; nothing is recorded or replaced."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from loopsight.adapters.exact import exact
+from loopsight.protocol import LoopedMaps, LoopedModel
+
+
+def own_maps(model: LoopedModel, batch: Any) -> LoopedMaps:
+    """The model's own maps, K from its `num_loops` or its config's.
+
+    A mapping as batch is embedded by its only value, or by its `input_ids` or `tokens`.
+
+    Raises:
+        ValueError: K is not to be found, or the model is in training mode.
+    """
+    num_loops = getattr(model, "num_loops", None) or getattr(getattr(model, "config", None), "num_loops", None)
+    if not isinstance(num_loops, int):
+        raise ValueError(
+            f"{type(model).__name__} has embed, step and readout, but its num_loops is unknown: "
+            "build LoopedMaps(embed=..., step=..., readout=..., num_loops=...)."
+        )
+    module = model if isinstance(model, nn.Module) else None
+    if module is not None and module.training:
+        raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first.")
+
+    def embed(batch: Any) -> Tensor:
+        with exact(module or nn.Identity()):
+            return model.embed(_tokens(batch))
+
+    embed(batch)  # a batch that does not fit is refused now
+    return LoopedMaps(
+        embed=embed,
+        step=model.step,
+        readout=model.readout,
+        num_loops=num_loops,
+        module=module,
+        sublayers=tuple(getattr(model, "sublayers", ())),
+        name=type(model).__name__,
+    )
+
+
+def _tokens(batch: Any) -> Any:
+    if not isinstance(batch, Mapping):
+        return batch
+    names = [
+        name for name in ("input_ids", "tokens", *batch) if name in batch and (len(batch) == 1 or name != "labels")
+    ]
+    return batch[names[0]]
