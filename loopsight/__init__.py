@@ -15,6 +15,8 @@ Each module is one idea; its functions are imported from it:
     symmetry        scaling symmetries of the parameters, derived and measured
     optimiser_laws  how an optimiser moves a parameter norm that the loss cannot see
     attribution     which parameters moved the state's norm during training
+    capture         states and interventions of one call of a reused module
+    adapters        other people's looped models as the three maps
     monitor         watch a loop while it trains: norms, radial gradients, time to overflow, one warning
 """
 
