@@ -9,6 +9,7 @@ import pandas as pd
 from experiments.claims.tables import NotMeasured, RunTables
 
 FLOOR = 1e-17  # below float64 rounding: a fraction of exactly 0 still has a logarithm
+LOOPS_RUN = {"bfloat16": 1024, "float16": 4096}  # by the table `precision`
 Estimate = Callable[..., float]
 
 
@@ -132,13 +133,11 @@ def growth_beyond(run: RunTables) -> float:
     return float(rows[-1] / rows[0])
 
 
-def growth_error(method: str, last: Callable[[int], int] | None = None) -> Estimate:
-    """|predicted - seen| / |seen - norm at K| at the last loop; predicting no growth has error 1."""
+def growth_error(method: str, k: int) -> Estimate:
+    """|predicted - seen| / |seen - norm at K| after loop k; predicting no growth has error 1."""
 
     def estimate(run: RunTables) -> float:
-        k = last(run.trained_loops) if last else int(run.column("growth", "k").max())
-        seen = run.value("growth", "l2_norm_seen", k=k, method=method)
-        predicted = run.value("growth", "l2_norm_predicted", k=k, method=method)
+        predicted, seen = (run.value("growth", c, k=k, method=method) for c in ("l2_norm_predicted", "l2_norm_seen"))
         return abs(predicted - seen) / abs(seen - last_norm(run))
 
     return estimate
@@ -199,8 +198,8 @@ def _far(run: RunTables) -> pd.DataFrame:
 
 def deferred_over_immediate(run: RunTables) -> float:
     """Visibility of h_1's radial direction through the later loops over what its own readout sees of it."""
-    immediate = abs(run.value("deferred", "immediate_visibility", k=1))
-    return run.value("deferred", "visibility", k=1) / max(immediate, 1e-40)
+    immediate = abs(run.value("deferred", "immediate_visibility", k=1, factor=1.0))
+    return run.value("deferred", "visibility", k=1, factor=1.0) / max(immediate, 1e-40)
 
 
 def exponent_error(run: RunTables) -> float:
@@ -213,7 +212,7 @@ def exponent_error(run: RunTables) -> float:
 
 def dense_over_terminal(run: RunTables) -> float:
     """|seen dense / seen terminal coefficient - (K + 1) / (2 K)|, relative."""
-    dense, terminal = (run.value("coefficient_law", "coefficient_seen", placement=p) for p in ("dense", "terminal"))
+    dense, terminal = (run.value("coefficient_law", "coefficient_seen", placement=p) for p in ("per_loop", "terminal"))
     predicted = (run.trained_loops + 1) / (2 * run.trained_loops)
     return abs(dense / terminal / predicted - 1.0)
 
@@ -241,13 +240,27 @@ def pressure_share(run: RunTables, other: RunTables) -> float:
 
 
 def stop_error(dtype: str) -> Estimate:
-    """|log2 (loops predicted / seen)| until a low-precision residual stream stops moving."""
+    """|log2 (loops predicted / seen)| until a low-precision residual stream stops moving.
+
+    A stream that should have stopped within the loops run and did not counts as stopping at the last of them.
+    """
 
     def estimate(run: RunTables) -> float:
         predicted = run.value("precision", "loops_predicted", dtype=dtype)
-        return abs(math.log2(predicted / run.value("precision", "loops_seen", dtype=dtype)))
+        try:
+            seen = run.value("precision", "loops_seen", dtype=dtype)
+        except NotMeasured:
+            seen = LOOPS_RUN[dtype]
+            if predicted >= seen or not _never_overflowed(run, dtype):
+                raise
+        return abs(math.log2(predicted / seen))
 
     return estimate
+
+
+def _never_overflowed(run: RunTables, dtype: str) -> bool:
+    rows = run.rows("precision")
+    return bool(rows.loc[rows["dtype"] == dtype, "overflow_loop"].isna().all())
 
 
 def moving_difference(run: RunTables) -> float:
