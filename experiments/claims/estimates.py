@@ -166,6 +166,8 @@ def angular_exponent(run: RunTables) -> float:
     rows = _far(run)
     angle = rows["angular_step"].to_numpy(float)
     s = rows["angular_step_times_norm"].to_numpy(float) / angle
+    if s.max() < 1.5 * s.min():
+        raise NotMeasured(f"{run.name}: the norm hardly changes beyond loop {run.trained_loops}")
     return abs(1.0 + float(np.polyfit(np.log(s), np.log(angle), 1)[0]))
 
 
