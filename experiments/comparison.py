@@ -12,7 +12,7 @@ from experiments.errors import UsageError
 from experiments.expectations import Row, Verdict, as_dicts, below_or_above
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
-from experiments.measure.statistics import geometric_interval, t_interval
+from experiments.measure.statistics import Interval, geometric_interval, t_interval
 from experiments.tables import markdown, rows_as_markdown
 from experiments.variants import VARIANTS, visible_partner
 

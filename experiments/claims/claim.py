@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from experiments.claims.tables import NotMeasured, RunTables
-from experiments.comparison import Interval, geometric_interval, over_seeds, t_interval
+from experiments.comparison import over_seeds
 from experiments.expectations import Verdict
+from experiments.measure.statistics import Interval, geometric_interval, t_interval
 
 Outcome = Verdict | Literal["not measured"]
 Runs = Mapping[str, Mapping[int, RunTables]]

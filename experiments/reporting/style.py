@@ -22,7 +22,7 @@ import seaborn as sns  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from experiments.comparison import geometric_interval, t_interval  # noqa: E402
+from experiments.measure.statistics import geometric_interval, t_interval  # noqa: E402
 from experiments.config import RunConfig  # noqa: E402
 from experiments.reporting.collect import MeasuredRun  # noqa: E402
 
