@@ -22,8 +22,8 @@ import seaborn as sns  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from experiments.measure.statistics import geometric_interval, t_interval  # noqa: E402
 from experiments.config import RunConfig  # noqa: E402
+from experiments.measure.statistics import geometric_interval, t_interval  # noqa: E402
 from experiments.reporting.collect import MeasuredRun  # noqa: E402
 
 INK, GRID = "#202122", "#d8d9da"  # not used by any palette: the page replaces them

@@ -166,7 +166,8 @@ def test_a_random_walk_that_predicts_the_growth_refutes_its_control(runs):
 
 
 @pytest.mark.parametrize(
-    ("power", "verdict"), [(-1.0, "supported"), (-0.6, "inconclusive"), (-0.3, "not supported"), (-2.0, "not supported")]
+    ("power", "verdict"),
+    [(-1.0, "supported"), (-0.6, "inconclusive"), (-0.3, "not supported"), (-2.0, "not supported")],
 )
 def test_the_angular_law_is_a_power_of_the_norm(power, verdict, runs):
     found = []
