@@ -155,13 +155,14 @@ def deferred(runs: Runs) -> Figure | None:
     rows = table(runs, "deferred")
     if rows.empty:
         return None
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8), layout="constrained", sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8), layout="constrained")
+    right.set_xscale("log")
     clipped = rows.assign(visibility=rows["visibility"].clip(lower=1e-30))
     lines(left, clipped[clipped["factor"] == clipped["factor"].min()], "k", "visibility", looks(runs))
     left.set(title="by loop", xlabel="scale of h_k, loop k", ylabel="deferred visibility, random direction = 1")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines(right, clipped[clipped["k"] == 1], "factor", "visibility", looks(runs))
-    right.set(title="scale of h_1, multiplied", xscale="log", xlabel="factor")
+    right.set(title="scale of h_1, multiplied", xlabel="factor", ylabel="")
     shared_legend(figure)
     return figure
 

@@ -1,5 +1,6 @@
 """The figures of a report: title, what it shows and how to read it, and the words for those who cannot see it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +41,12 @@ class Drawn:
     svg: str | None
     png: bytes | None
     description: str
+
+    @property
+    def view_box(self) -> str:
+        """Of the SVG, for those who show it a second time."""
+        found = re.search(r'viewBox="([^"]*)"', self.svg or "")
+        return found[1] if found else ""
 
 
 BAND = "Lines are means over seeds (geometric on a logarithmic axis), bands their 95 % intervals."
