@@ -10,10 +10,10 @@ import pandas as pd
 
 from experiments.effects import CORE, as_markdown, core_runs, is_complete, tables
 from experiments.errors import UsageError
-from experiments.expectations import Row, Verdict, as_dicts
+from experiments.expectations import Row, Verdict, as_dicts, below_or_above
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
-from experiments.measure.statistics import geometric_interval, t_interval
+from experiments.measure.statistics import Interval, geometric_interval, t_interval
 from experiments.provenance import provenance
 from experiments.tables import markdown, rows_as_markdown
 from experiments.variants import VARIANTS, visible_partner
@@ -163,15 +163,21 @@ def _claims(norms: dict[str, dict[int, float]]) -> list[Row]:
     return rows
 
 
+def over_seeds(
+    values: list[float], interval: Interval, low: float, high: float, expect: Literal["above", "below"]
+) -> Verdict:
+    """`below_or_above` where every seed and both ends of the interval agree; one seed decides nothing."""
+    if interval.low is None or interval.high is None:
+        return "inconclusive"
+    verdicts = {below_or_above(value, low, high, expect) for value in (*values, interval.low, interval.high)}
+    return verdicts.pop() if len(verdicts) == 1 else "inconclusive"
+
+
 def _judge(contrast: Contrast, values: list[float]) -> Row:
-    """Supported, or not, when every seed and both ends of the interval lie on one side; one seed decides nothing."""
     interval = geometric_interval(values)
-    verdict: Verdict = "inconclusive" if contrast.side else "no prediction"
-    if contrast.side and interval.low is not None and interval.high is not None:
-        if min(interval.low, *values) > contrast.bound:
-            verdict = "supported" if contrast.side == "above" else "not supported"
-        elif max(interval.high, *values) < contrast.bound:
-            verdict = "supported" if contrast.side == "below" else "not supported"
+    verdict: Verdict = "no prediction"
+    if contrast.side:
+        verdict = over_seeds(values, interval, contrast.bound, contrast.bound, contrast.side)
     return Row(
         quantity=f"final norm: {contrast.text}",
         basis="empirical",

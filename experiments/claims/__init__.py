@@ -1,0 +1,32 @@
+"""What is claimed of trained models, fixed before looking, and the rules that turn measurements into verdicts."""
+
+from experiments.claims.claim import CaseFinding, Claim, Finding, Outcome, Rule, Runs, evaluate, index
+from experiments.claims.confounds import CONFOUND_CLAIMS
+from experiments.claims.exits import EXIT_CLAIMS
+from experiments.claims.growth import GROWTH_CLAIMS
+from experiments.claims.paper import PAPER_CLAIMS
+from experiments.claims.tables import SCHEMA, NotMeasured, RunTables
+from experiments.claims.visibility import VISIBILITY_CLAIMS
+
+CLAIMS: tuple[Claim, ...] = (
+    *PAPER_CLAIMS,
+    *EXIT_CLAIMS,
+    *VISIBILITY_CLAIMS,
+    *GROWTH_CLAIMS,
+    *CONFOUND_CLAIMS,
+)
+
+__all__ = [
+    "CLAIMS",
+    "SCHEMA",
+    "CaseFinding",
+    "Claim",
+    "Finding",
+    "NotMeasured",
+    "Outcome",
+    "Rule",
+    "RunTables",
+    "Runs",
+    "evaluate",
+    "index",
+]

@@ -1,0 +1,165 @@
+"""Read the measured runs of a folder; what cannot be read is named with the reason, and the rest goes on."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.claims import SCHEMA, RunTables
+from experiments.claims.confounds import cell_of
+from experiments.config import RunConfig
+from experiments.errors import RunError, UsageError
+from experiments.files import read_json
+from experiments.runs import CONFIG, SUMMARY, read_config, read_summary
+from experiments.training.trainer import CHECKPOINT
+
+VERSION = 1
+FOLDER, RECORD = "measurements", "measurements.json"
+Measure = Callable[[Path], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A run, or a table of one, that the report goes without."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRun:
+    """A finished run with its tables.
+
+    Attributes:
+        folder: of the run.
+        config: resolved configuration.
+        summary: its `summary.json`.
+        record: its `measurements.json`.
+        measured: its tables, under the labels claims ask for.
+    """
+
+    folder: Path
+    config: RunConfig
+    summary: dict[str, Any]
+    record: dict[str, Any]
+    measured: RunTables
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What runs must share to be compared: all but variant and seed."""
+        config = self.config
+        return config.preset, config.training, config.corpus_key, config.model.num_loops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """The runs of a report, all of one kind, and what was left out."""
+
+    runs: tuple[MeasuredRun, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def run_folders(places: Sequence[Path]) -> list[Path]:
+    """The run folders among the places and directly inside them, each once, by name.
+
+    Raises:
+        UsageError: a place is not a folder.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.is_dir():
+            raise UsageError(f"{place} is not a folder; name the folder that holds the run folders.")
+        inside = [path for path in sorted(place.iterdir()) if path.is_dir() and _looks_like_a_run(path)]
+        found += [place] if _looks_like_a_run(place) else inside
+    return list(dict.fromkeys(path.resolve() for path in found))
+
+
+def collect(folders: Sequence[Path], measure: Measure | None) -> Collection:
+    """Read run folders, measuring them first where a function for that is given.
+
+    Of runs that differ in more than variant and seed, the largest group is kept; of two runs of the same variant
+    and seed, the first.
+    """
+    runs, skipped = [], []
+    for folder in folders:
+        try:
+            run, missing = _read(folder, measure)
+            runs.append(run)
+            skipped += missing
+        except (RunError, UsageError, OSError, ValueError, RuntimeError) as error:
+            skipped.append(Skipped(name=folder.name, reason=_one_line(error)))
+    kept, others = _of_one_kind(runs)
+    return Collection(runs=tuple(kept), skipped=(*skipped, *others))
+
+
+def _looks_like_a_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CONFIG, SUMMARY, CHECKPOINT, FOLDER))
+
+
+def _read(folder: Path, measure: Measure | None) -> tuple[MeasuredRun, list[Skipped]]:
+    if not (folder / CONFIG).exists():
+        raise RunError(f"incomplete: it has no {CONFIG}")
+    config = read_config(folder)
+    summary = read_summary(folder)
+    if summary is None:
+        raise RunError("unfinished: go on with experiments/run.py --resume")
+    if measure is not None:
+        measure(folder)
+    record = _read_record(folder / FOLDER / RECORD)
+    tables, missing = {}, []
+    for name in SCHEMA:
+        try:
+            tables[name] = _read_table(folder / FOLDER / f"{name}.csv", SCHEMA[name])
+        except (RunError, OSError, ValueError) as error:
+            missing.append(Skipped(name=f"{folder.name}, table {name}", reason=_one_line(error)))
+    labels = (config.variant, *filter(None, [cell_of(config)]))
+    measured = RunTables(
+        name=folder.name, labels=labels, seed=config.seed, trained_loops=config.model.num_loops, tables=tables
+    )
+    run = MeasuredRun(folder=folder, config=config, summary=summary, record=record, measured=measured)
+    return run, missing
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise RunError("not measured: call the report without --no-measure")
+    record = read_json(path)
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != VERSION:
+        raise RunError(f"its measurements are of version {version}, not {VERSION}: delete {FOLDER}/ to make them again")
+    return dict(record)
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    if not path.exists():
+        raise RunError("missing")
+    table = pd.read_csv(path)
+    absent = [column for column in columns if column not in table.columns]
+    if absent:
+        raise RunError(f"has no column {', '.join(absent)}: damaged or of another version")
+    return table
+
+
+def _of_one_kind(runs: list[MeasuredRun]) -> tuple[list[MeasuredRun], list[Skipped]]:
+    if not runs:
+        return [], []
+    kind = Counter(run.kind for run in runs).most_common(1)[0][0]
+    kept: dict[tuple[str, int], MeasuredRun] = {}
+    skipped = []
+    for run in runs:
+        identity = run.config.variant, run.config.seed
+        if run.kind != kind:
+            reason = "differs from most runs in preset, training, data or loops: report it apart"
+            skipped.append(Skipped(name=run.folder.name, reason=reason))
+        elif identity in kept:
+            skipped.append(Skipped(name=run.folder.name, reason=f"is {run.config.name} a second time"))
+        else:
+            kept[identity] = run
+    return list(kept.values()), skipped
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,182 @@
+"""Every measurement as a figure, drawn from stored tables only: lines over loops, factors and steps."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.reporting.collect import MeasuredRun
+from experiments.reporting.style import INK, PANELS, Look, lines, looks, shared_legend, table
+
+Runs = tuple[MeasuredRun, ...]
+
+
+def by_panel(
+    runs: Runs, name: str, x: str, y: str, *, xlabel: str, ylabel: str, log: bool = True, log_x: bool = False
+) -> tuple[Figure, list[Axes]] | None:
+    """A quantity in one panel for each group of variants."""
+    rows = table(runs, name)
+    if rows.empty or rows[y].dropna().empty:
+        return None
+    present = [panel for panel in PANELS if panel in set(rows["panel"])]
+    figure, grid = plt.subplots(
+        1, len(present), figsize=(3.7 * max(len(present), 1.4), 4.1), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, panel in zip(grid[0], present, strict=True):
+        lines(axes, rows[rows["panel"] == panel], x, y, looks(runs), log=log)
+        axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
+        if log_x:
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    return figure, list(grid[0])
+
+
+def _trained(axes: Axes, runs: Runs) -> None:
+    axes.axvline(runs[0].measured.trained_loops, color=INK, linewidth=0.8, linestyle=":", label="trained depth K")
+
+
+def norm_by_loop(runs: Runs) -> Figure | None:
+    drawn = by_panel(runs, "loops", "k", "l2_norm_mean", xlabel="loop k", ylabel="mean L2 norm of the state")
+    return _with_depth(drawn, runs)
+
+
+def cross_entropy_by_loop(runs: Runs) -> Figure | None:
+    drawn = by_panel(runs, "loops", "k", "cross_entropy", xlabel="loop k", ylabel="cross-entropy (nats a token)")
+    return _with_depth(drawn, runs)
+
+
+def _with_depth(drawn: tuple[Figure, list[Axes]] | None, runs: Runs) -> Figure | None:
+    if drawn is None:
+        return None
+    for axes in drawn[1]:
+        _trained(axes, runs)
+    shared_legend(drawn[0])
+    return drawn[0]
+
+
+def radial_fractions(runs: Runs) -> Figure | None:
+    rows = table(runs, "radial")
+    if rows.empty:
+        return None
+    figure, grid = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
+    columns = {"immediate": "of the loop's own loss", "total": "of the whole training loss"}
+    for axes, (column, title) in zip(grid, columns.items(), strict=True):
+        clipped = rows.assign(**{column: rows[column].clip(lower=1e-17)})
+        lines(axes, clipped, "k", column, looks(runs))
+        axes.axhline(
+            rows["random_direction"].iloc[0], color=INK, linewidth=0.8, linestyle="--", label="random direction"
+        )
+        axes.axhline(1e-16, color=INK, linewidth=0.8, linestyle=":", label="float64 rounding")
+        axes.set(title=title, xlabel="loop k", ylabel="radial-gradient fraction")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shared_legend(figure)
+    return figure
+
+
+INCREMENTS = {
+    "regime_number": ("regime number |b(2h) - b(h)| / |b(h)|", True),
+    "radial_increment": ("radial increment <u, b>", False),
+    "angular_step": ("angle between h_k and h_k+1 (rad)", True),
+    "heading_cosine": ("cosine of successive direction steps", False),
+}
+
+
+def increments(runs: Runs) -> Figure | None:
+    rows = table(runs, "increments")
+    rows = rows if rows.empty else rows[rows["panel"] != PANELS[2]]
+    if rows.empty:
+        return None
+    figure, grid = plt.subplots(2, 2, figsize=(9.5, 7.2), layout="constrained", sharex=True)
+    for axes, (column, (label, log)) in zip(grid.flat, INCREMENTS.items(), strict=True):
+        lines(axes, rows[rows["k"] > 0], "k", column, looks(runs), log=log)
+        axes.set(xscale="log", xlabel="loop k", ylabel=label)
+        if column == "radial_increment":
+            axes.set_yscale("symlog", linthresh=1.0)
+        _trained(axes, runs)
+    shared_legend(figure)
+    return figure
+
+
+def growth(runs: Runs) -> Figure | None:
+    rows = table(runs, "growth")
+    if rows.empty:
+        return None
+    wanted = (
+        "scale_invariant",
+        "terminal_scale_invariant",
+        "untied_scale_invariant",
+        "scale_visible",
+        "scale_removing",
+    )
+    order = [variant for variant in wanted if variant in set(rows["variant"])] or list(rows["variant"].unique())[:5]
+    figure, grid = plt.subplots(1, len(order), figsize=(2.9 * len(order) + 1, 4.2), layout="constrained", squeeze=False)
+    for axes, variant in zip(grid[0], order, strict=True):
+        _growth_panel(axes, rows[rows["variant"] == variant], looks(runs)[variant])
+        axes.set(title=variant, xlabel="loop k", ylabel="mean L2 norm")
+    shared_legend(figure)
+    return figure
+
+
+def _growth_panel(axes: Axes, rows: pd.DataFrame, how: Look) -> None:
+    """Seed means: the norm seen as a broad line, each predictor as a thin one with its band."""
+    seen = rows.groupby("k")["l2_norm_seen"].mean()
+    axes.plot(seen.index, seen, color=how.colour, linewidth=4.0, alpha=0.45, label="seen")
+    dashes = ("-", "--", "-.", ":", (0, (1, 3)))
+    for style, (method, of) in zip(dashes * 3, rows.groupby("method", sort=False), strict=False):
+        mean = of.groupby("k")[["l2_norm_predicted", "low", "high"]].mean()
+        axes.plot(mean.index, mean["l2_norm_predicted"], color=INK, linewidth=1.1, linestyle=style, label=str(method))
+        axes.fill_between(mean.index, mean["low"], mean["high"], color=how.colour, alpha=0.08, linewidth=0)
+    top = max(seen.max() * 1.6, 1e-9)
+    axes.set_ylim(min(0.0, seen.min()), top)  # a predictor that leaves this has failed, and its error is in the table
+
+
+def scale_sensitivity(runs: Runs) -> Figure | None:
+    drawn = by_panel(
+        runs,
+        "scale_sensitivity",
+        "factor",
+        "change",
+        xlabel="factor on the last state",
+        ylabel="change of cross-entropy (nats)",
+        log=False,
+        log_x=True,
+    )
+    if drawn is None:
+        return None
+    for axes in drawn[1]:
+        axes.set_yscale("symlog", linthresh=1e-2)
+    shared_legend(drawn[0])
+    return drawn[0]
+
+
+def deferred(runs: Runs) -> Figure | None:
+    rows = table(runs, "deferred")
+    if rows.empty:
+        return None
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8), layout="constrained")
+    right.set_xscale("log")
+    clipped = rows.assign(visibility=rows["visibility"].clip(lower=1e-30))
+    lines(left, clipped[clipped["factor"] == clipped["factor"].min()], "k", "visibility", looks(runs))
+    left.set(title="by loop", xlabel="scale of h_k, loop k", ylabel="deferred visibility, random direction = 1")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines(right, clipped[clipped["k"] == 1], "factor", "visibility", looks(runs))
+    right.set(title="scale of h_1, multiplied", xlabel="factor", ylabel="")
+    shared_legend(figure)
+    return figure
+
+
+def pressure(runs: Runs) -> Figure | None:
+    rows = table(runs, "pressure")
+    if rows.empty:
+        return None
+    drawn = by_panel(
+        runs, "pressure", "step", "k0_pressure", xlabel="training step", ylabel="pressure <G_0, h_0>", log=False
+    )
+    assert drawn is not None
+    for axes in drawn[1]:
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.set_yscale("symlog", linthresh=1e-2)
+    shared_legend(drawn[0])
+    return drawn[0]
