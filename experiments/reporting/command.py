@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from experiments.claims import CLAIMS, evaluate, index
 from experiments.corpus import default_cache
+from experiments.device import make_arithmetic_repeatable
 from experiments.environment import describe
 from experiments.errors import RunError, UsageError
 from experiments.reporting.collect import Collection, collect, run_folders
@@ -44,6 +45,7 @@ def main() -> None:
         raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
     # matplotlib keeps a cache of fonts; it belongs with ours, unless the user has said where.
     os.environ.setdefault("MPLCONFIGDIR", str(arguments.cache / "matplotlib"))
+    make_arithmetic_repeatable(torch.device("cpu"))
     folders = run_folders(arguments.runs)
     if not folders:
         named = ", ".join(map(str, arguments.runs)) or "nothing"
