@@ -1,7 +1,7 @@
 """Read the measured runs of a folder; what cannot be read is named with the reason, and the rest goes on."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def run_folders(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in found))
 
 
-def collect(folders: Sequence[Path], measure: Measure | None) -> Collection:
+def collect(folders: Iterable[Path], measure: Measure | None) -> Collection:
     """Read run folders, measuring them first where a function for that is given.
 
     Of runs that differ in more than variant and seed, the largest group is kept; of two runs of the same variant

@@ -95,7 +95,9 @@ def test_a_row_opens_its_numbers_and_figure(tab):
 
 
 def test_every_link_and_figure_resolves(tab, folder):
-    for link in tab.eval_on_selector_all("a[href], use", "all => all.map(a => a.getAttribute('href'))"):
+    for link in tab.eval_on_selector_all(
+        "a[href], use", "all => all.map(a => a.getAttribute('href') || a.getAttribute('xlink:href'))"
+    ):
         if link.startswith("#"):
             assert tab.evaluate("id => document.getElementById(id) !== null", unquote(link[1:])), link
         else:
