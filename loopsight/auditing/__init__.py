@@ -11,4 +11,5 @@ gauge        scaling symmetries of the parameters, and what optimisers do along 
 advice       remedies, tried on the model as it is and ranked
 run          all of it in order
 report       the result; codec writes and reads it; wording says it in sentences; page draws it
+    request      what the command line names, as a model and a batch
 """

@@ -15,7 +15,7 @@ from loopsight.symmetry import MeasuredSymmetries, measured_symmetries
 
 AFFORDABLE = 3e11  # multiply-adds of all backward passes: some tens of seconds on one core
 SPARE = 4  # losses beyond the number of tensors
-ROWS = 2  # sequences of the batch; symmetries do not depend on it
+TOKENS = 64  # of one sequence of the batch, where the maps take it alone; symmetries do not depend on data
 LISTED = 6  # tensors of a generator
 COUNTED = 1e-8  # singular value of a symmetry; an epsilon of 1e-6 at large norms stays below
 
@@ -26,7 +26,7 @@ def backward_cost(subject: Subject) -> float:
     if module is None:
         return float("inf")
     named = list(module.parameters())
-    tokens = _few(subject.batch, subject.states[0])[1]
+    tokens = _few(subject.maps, subject.batch, subject.states[0])[1]
     return 2.0 * (len(named) + SPARE) * sum(p.numel() for p in named) * tokens * subject.num_loops
 
 
@@ -38,7 +38,7 @@ def gauge(subject: Subject, generator: torch.Generator) -> Gauge:
     """
     module = subject.maps.module
     assert module is not None  # backward_cost is infinite without
-    batch, _ = _few(subject.batch, subject.states[0])
+    batch, _ = _few(subject.maps, subject.batch, subject.states[0])
     tensors = {n: p.detach().double() for n, p in module.named_parameters() if p.detach().any()}
     running = _Running(module, subject.maps, batch)
     losses = torch.func.functional_call(running, _named(tensors), ())
@@ -101,11 +101,19 @@ def _unused(running: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
     return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is None or not gradient.any()}
 
 
-def _few(batch: Any, h: Tensor) -> tuple[Any, int]:
-    """The first sequences of a batch of token ids, and how many tokens that is; another batch whole."""
-    if tokens_of(batch) is batch and isinstance(batch, Tensor) and batch.ndim > 1:
-        return batch[:ROWS], batch[:ROWS].numel()
-    return batch, h[..., 0].numel()
+@torch.no_grad()
+def _few(maps: LoopedMaps, batch: Any, h: Tensor) -> tuple[Any, int]:
+    """Part of a batch of token ids, and how many tokens that is; the whole of a batch that cannot be parted."""
+    tokens = tokens_of(batch)
+    if tokens is not batch or tokens is None or tokens.ndim != 2:
+        return batch, h[..., 0].numel()
+    few = tokens[:1, :TOKENS]
+    try:
+        same = maps.step(maps.embed(few)).shape[:-1] == few.shape
+    except Exception:  # maps made for one batch only may fail in any way on another
+        same = False
+    maps.embed(batch)  # maps that remember their last batch get it back
+    return (few, few.numel()) if same else (batch, h[..., 0].numel())
 
 
 def _generators(found: MeasuredSymmetries) -> tuple[ParameterSymmetry, ...]:

@@ -77,7 +77,8 @@ def audit(
     Source: this project; theory/ P1, P3, P4, P8, P10, P11, P13, P17.
     """
     started = time.perf_counter()
-    maps = as_maps(model, batch, num_loops)
+    with at_rest(model):
+        maps = as_maps(model, batch, num_loops)
     with at_rest(maps.module):
         subject = prepare(maps, batch, targets)
         return _audit(subject, groups, penalty, symmetries, seed, started)

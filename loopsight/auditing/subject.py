@@ -81,12 +81,12 @@ def _named_maps(model: Any, num_loops: int | None) -> LoopedMaps:
 
 
 @contextmanager
-def at_rest(module: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode for as long as the audit takes; every submodule's own mode comes back."""
-    modes = [] if module is None else [(part, part.training) for part in module.modules()]
+def at_rest(model: object) -> Iterator[None]:
+    """Evaluation mode, if it is a module, for as long as the audit takes; every submodule's own mode comes back."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
-        if module is not None:
-            module.eval()
+        if isinstance(model, nn.Module):
+            model.eval()
         yield
     finally:
         for part, training in modes:
