@@ -96,6 +96,17 @@ def _squashed(normal: Normal, seed: int) -> Spot:
     return lambda h: torch.asinh(h @ mix.T), ()
 
 
+def _nearly_hidden(normal: Normal, seed: int) -> Spot:
+    """A direction seen at one part in 100 is seen: visibility 1e-4, a hundred times the bound."""
+    basis = _orthonormal(normal, 1)
+    return lambda h: h - 0.99 * (h @ basis.T) @ basis, ()
+
+
+def _nearly_scale_free(normal: Normal, seed: int) -> Spot:
+    """A normalisation with an epsilon of the states' own size passes a good part of their scale."""
+    return lambda h: h / (h.square().mean(-1, keepdim=True) + 3.0).sqrt(), ()
+
+
 def _direction(normal: Normal, seed: int) -> Spot:
     basis = _orthonormal(normal, 1)
     return lambda h: _outside(h, basis), (Truth(kind="fixed", dimension=1, subspace=basis),)
@@ -160,6 +171,8 @@ def _squeeze(normal: Normal, seed: int) -> Spot:
 SPOTS: dict[str, Callable[[Normal, int], Spot]] = {
     "visible": _visible,
     "visible, squashed": _squashed,
+    "visible, nearly hidden": _nearly_hidden,
+    "visible, large epsilon": _nearly_scale_free,
     "direction": _direction,
     "subspace of 3": _subspace,
     "mean": _mean,

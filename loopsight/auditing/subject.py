@@ -100,8 +100,8 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     Raises:
         ValueError: one sentence saying which: weights, device, embedding, a loop, the readout or the targets.
     """
-    _require_weights(maps.module)
     _require_one_device(maps.module, batch)
+    _require_weights(maps.module)
     h = maps.embed(batch)
     _require_state(h, "embed(batch)")
     states = [h]
@@ -160,9 +160,10 @@ def _require_weights(module: nn.Module | None) -> None:
 def _require_one_device(module: nn.Module | None, batch: Any) -> None:
     given = list(batch.values()) if isinstance(batch, Mapping) else [batch]
     devices = {x.device for x in given if isinstance(x, Tensor)}
-    if module is None or not devices:
+    first = None if module is None else next(module.parameters(), None)
+    if first is None or not devices:
         return
-    home = next(module.parameters()).device
+    home = first.device
     if devices != {home}:
         raise ValueError(f"the model is on {home} and the batch on {', '.join(map(str, devices))}; move one of them.")
 
