@@ -7,11 +7,9 @@ request that cannot be carried out. A failure is one sentence.
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 from loopsight.auditing.report import AuditReport
-from loopsight.auditing.request import AuditFailed, CannotAsk, model_and_batch, one_line
+from loopsight.auditing.request import AuditFailed, CannotAsk, Request, model_and_batch, one_line
 from loopsight.auditing.run import audit
 from loopsight.auditing.wording import in_words
 
@@ -19,42 +17,6 @@ INSTALL = 'pip install "loopsight[cli]"'
 USAGE = """usage: loopsight audit [RUN] [--factory package.module:build] [--hf NAME] ...
 What can the loss of a looped model not see, does the recurrence keep it, and what would help?
 All options: loopsight audit -h"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AuditArguments:
-    """What can this looped model's loss not see? Name the model in one of three ways."""
-
-    run: Path | None = None
-    """A run folder, whose config.json names its own factory."""
-    factory: str | None = None
-    """package.module:function, called without arguments: returns a model or LoopedMaps, or one of them and a batch."""
-    hf: str | None = None
-    """A model of the Hugging Face hub, or a folder that holds one."""
-    trust_remote_code: bool = False
-    """Run the code that comes with a model of the hub."""
-    text: Path | None = None
-    """A text file to take the batch from, where the model has a tokeniser (--hf)."""
-    ids: Path | None = None
-    """A file of token ids, separated by white space, to take the batch from."""
-    sequences: int = 16
-    """Sequences of the batch, where the model does not bring its own."""
-    length: int = 128
-    """Tokens a sequence, likewise."""
-    loops: int | None = None
-    """K, the trained number of loops, if the model does not say it."""
-    groups: int | None = None
-    """Ask about the scales of so many equal groups of channels; detected when not given."""
-    device: str | None = None
-    """Where to move model and batch first (cpu, cuda, ...)."""
-    symmetries: bool | None = None
-    """Count the scaling symmetries of the parameters; when not given, if that is cheap."""
-    out: Path = Path("audit")
-    """Written are OUT.json and OUT.html."""
-    html: bool = True
-    """Write the page with figures (needs matplotlib)."""
-    fail_on: Literal["nothing", "blind", "active"] = "nothing"
-    """Exit with 1 if a direction is blind, or blind and kept by the recurrence, or if the audit is invalid."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parsed(given: list[str]) -> AuditArguments:
+def _parsed(given: list[str]) -> Request:
     try:
         import tyro
     except ImportError as error:
@@ -87,14 +49,14 @@ def _parsed(given: list[str]) -> AuditArguments:
     if given and not given[0].startswith("-"):
         given = ["--run", *given]
     try:
-        return tyro.cli(AuditArguments, args=given, prog="loopsight audit [RUN]")
+        return tyro.cli(Request, args=given, prog="loopsight audit [RUN]")
     except SystemExit as stop:
         if stop.code:
             raise CannotAsk("see above; `loopsight audit -h` lists what can be asked.") from stop
         raise
 
 
-def _audit(arguments: AuditArguments) -> int:
+def _audit(arguments: Request) -> int:
     if arguments.html:
         _require_figures()
     model, batch, notes = model_and_batch(arguments)
@@ -121,7 +83,7 @@ def _failed(report: AuditReport, fail_on: str) -> bool:
     return not report.valid or bool(report.blind if fail_on == "blind" else report.blind_and_active)
 
 
-def _write(report: AuditReport, arguments: AuditArguments) -> None:
+def _write(report: AuditReport, arguments: Request) -> None:
     written = {".json": report.to_json()}
     if arguments.html:
         from loopsight.auditing.page import html

@@ -91,8 +91,10 @@ def isotropic(bench: Bench, at: Tensor) -> Push:
     return push(bench, noise * at[..., None])
 
 
-def judge(bench: Bench, family: Family, reference: Push, sampled_reference: Push | None) -> Direction:
-    """All numbers of one family, and the verdict."""
+def judge(
+    bench: Bench, family: Family, scale: Invariance, reference: Push, sampled_reference: Push | None
+) -> Direction:
+    """All numbers of one family, and the verdict; `scale` is what `scale_action` said."""
     if family.vectors is not None:
         members, base = family.vectors(bench.h), reference
     else:
@@ -102,7 +104,7 @@ def judge(bench: Bench, family: Family, reference: Push, sampled_reference: Push
     visibility = max((p.variance[0] / base.variance[0]).item() for p in pushes)
     deferred = max((p.variance[1:].sum() / base.variance[1:].sum()).item() for p in pushes)
     active = max(p.activity for p in pushes)
-    finite = _finite(bench, family)
+    finite = _finite(bench, family, scale)
     return Direction(
         name=family.name,
         kind=family.kind,
@@ -137,11 +139,14 @@ def scale_action(bench: Bench) -> Invariance:
     return invariance(_loss(bench), bench.action_states, generator=bench.generator)
 
 
-def _finite(bench: Bench, family: Family) -> float | None:
+def _shift_action(bench: Bench) -> Invariance:
+    return invariance(_loss(bench), bench.action_states, generator=bench.generator, action="shift")
+
+
+def _finite(bench: Bench, family: Family, scale: Invariance) -> float | None:
     """Relative change under the family's finite motion; NaN where the test could not have told."""
     if family.kind in ("scale", "mean"):
-        action = "scale" if family.kind == "scale" else "shift"
-        result = invariance(_loss(bench), bench.action_states, generator=bench.generator, action=action)
+        result = scale if family.kind == "scale" else _shift_action(bench)
         return float("nan") if result.verdict == "invalid" else result.ratio
     if family.motions is None:
         return None

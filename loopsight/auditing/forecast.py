@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from loopsight.auditing.report import Forecast, Growth, LowPrecision
-from loopsight.growth import AsymptoticStep, asymptotic_step, regime_number
+from loopsight.growth import LARGE, AsymptoticStep, asymptotic_step, regime_number
 from loopsight.precision import predicted_freeze
 
 StateMap = Callable[[Tensor], Tensor]
@@ -39,80 +39,86 @@ def growth(step: StateMap, first: Tensor, last: Tensor, num_loops: int, observed
         first, last: h_1 and h_K, float64; K is forecast from the first, more loops from the last.
         observed: mean norms over the same tokens, by number of loops.
     """
-    far = asymptotic_step(step, last)
-    number = _regime(step, last)
-    forecasts = [Forecast(loops=num_loops, **_norms(step, first, [num_loops - 1])[0], observed=observed[num_loops])]
+    start, end = _Start.measured(step, first), _Start.measured(step, last)
+    forecasts = [Forecast(loops=num_loops, **_norms(step, start, [num_loops - 1])[0], observed=observed[num_loops])]
     ahead = [num_loops, 3 * num_loops, 7 * num_loops]
-    for n, norms in zip(ahead, _norms(step, last, ahead), strict=True):
+    for n, norms in zip(ahead, _norms(step, end, ahead), strict=True):
         forecasts.append(Forecast(loops=num_loops + n, **norms, observed=observed.get(num_loops + n)))
     return Growth(
-        regime_number=number.median().item(),
-        gain=far.gain.median().item(),
-        radial_increment=far.radial_increment(last).median().item(),
-        displacement=far.displacement.norm(dim=-1).median().item(),
+        regime_number=end.regime.median().item(),
+        gain=end.far.gain.median().item(),
+        radial_increment=end.far.radial_increment(last).median().item(),
+        displacement=end.far.displacement.norm(dim=-1).median().item(),
         forecasts=tuple(forecasts),
-        low_precision=tuple(_low_precision(name, dtype, far, last) for name, dtype in FORMATS.items()),
+        low_precision=tuple(_low_precision(name, dtype, end.far, last) for name, dtype in FORMATS.items()),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where a forecast starts: the state, the step far out in its direction, and the regime number of every token."""
+
+    h: Tensor
+    far: AsymptoticStep
+    regime: Tensor
+
+    @classmethod
+    def measured(cls, step: StateMap, h: Tensor) -> "_Start":
+        # NaN, where a step adds nothing at all, counts as 0: nothing is exactly what it will go on adding.
+        regime = regime_number(step, h).nan_to_num(nan=0.0, posinf=math.inf)
+        return cls(h=h, far=asymptotic_step(step, h), regime=regime)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Position:
-    """Where a forecast stands: n loops ahead, state predicted, extremes of a and |b| on the way, for every token."""
+    """n loops ahead: the state predicted, b in its direction, extremes of a and |b| on the way, for every token."""
 
     n: int
     h: Tensor
+    displacement: Tensor
     least: Tensor
     most: Tensor
 
 
-def _norms(step: StateMap, h: Tensor, ahead: Sequence[int]) -> list[dict[str, float | None]]:
+def _norms(step: StateMap, start: _Start, ahead: Sequence[int]) -> list[dict[str, float | None]]:
     """Mean predicted norm and its bounds after each number of loops, ascending; None outside the regime."""
-    number = _regime(step, h)
-    if not number.median() <= IN_REGIME:
+    if not start.regime.median() <= IN_REGIME:
         return [{"predicted": None, "low": None, "high": None} for _ in ahead]
-    start, result = h.norm(dim=-1), []
-    zero = torch.zeros_like(start)
-    here = _Position(n=0, h=h, least=torch.full_like(start, torch.inf), most=zero)
-    gain = asymptotic_step(step, h).gain
+    size, gain, b = start.h.norm(dim=-1), start.far.gain, start.far.displacement
+    here = _Position(n=0, h=start.h, displacement=b, least=start.far.radial_increment(start.h), most=b.norm(dim=-1))
+    result: list[dict[str, float | None]] = []
     for target in ahead:
-        here = _advance(step, here, target, shortest=math.ceil(ahead[-1] / MOST_STRIDES))
+        while here.n < target:
+            here = _strided(step, here, gain, target, shortest=math.ceil(ahead[-1] / MOST_STRIDES))
         total, power = _sum_of_powers(gain, here.n), gain.abs() ** here.n
-        slack = 2.0 * number * here.most
-        low = power * start + total * (here.least - slack if here.n else zero)
-        high = power * start + total * (here.most + slack)
-        result.append(
-            {
-                "predicted": here.h.norm(dim=-1).mean().item(),
-                "low": low.clamp(min=0.0).mean().item(),
-                "high": high.mean().item(),
-            }
-        )
+        slack = 2.0 * start.regime * here.most
+        low = (power * size + total * (here.least - slack)).clamp(min=0.0)
+        high = power * size + total * (here.most + slack)
+        names = ("predicted", "low", "high")
+        values = (x.mean().item() for x in (here.h.norm(dim=-1), low, high))
+        result.append(dict(zip(names, values, strict=True)))
     return result
 
 
-def _advance(step: StateMap, here: _Position, target: int, shortest: int) -> _Position:
-    while here.n < target:
-        far = asymptotic_step(step, here.h)
-        size = far.displacement.norm(dim=-1)
-        ratio = (here.h.norm(dim=-1) / size).nan_to_num(posinf=target).median().item()
-        loops = min(max(int(STRIDE * ratio), shortest, 1), target - here.n)
-        total, power = _sum_of_powers(far.gain, loops), far.gain**loops
-        here = _Position(
-            n=here.n + loops,
-            h=power[..., None] * here.h + total[..., None] * far.displacement,
-            least=torch.minimum(here.least, far.radial_increment(here.h)),
-            most=torch.maximum(here.most, size),
-        )
-    return here
+def _strided(step: StateMap, here: _Position, gain: Tensor, target: int, shortest: int) -> _Position:
+    """As many loops with the same b as turn the state by a fixed share, then b anew; the gain stays what it was."""
+    size = here.displacement.norm(dim=-1)
+    ratio = (here.h.norm(dim=-1) / size).nan_to_num(nan=1.0, posinf=target).median().item()
+    loops = min(max(int(STRIDE * ratio), shortest, 1), target - here.n)
+    total, power = _sum_of_powers(gain, loops), gain**loops
+    h = power[..., None] * here.h + total[..., None] * here.displacement
+    b = step(LARGE * h) - gain[..., None] * LARGE * h
+    return _Position(
+        n=here.n + loops,
+        h=h,
+        displacement=b,
+        least=torch.minimum(here.least, (b * h).sum(-1) / h.norm(dim=-1)),
+        most=torch.maximum(here.most, b.norm(dim=-1)),
+    )
 
 
 def _sum_of_powers(gain: Tensor, n: int) -> Tensor:
     return torch.where((gain - 1.0).abs() < 1e-6, float(n), (1.0 - gain**n) / (1.0 - gain))
-
-
-def _regime(step: StateMap, h: Tensor) -> Tensor:
-    """NaN, where a step adds nothing at all, counts as 0: nothing is exactly what it will go on adding."""
-    return regime_number(step, h).nan_to_num(nan=0.0, posinf=math.inf)
 
 
 def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor) -> LowPrecision:

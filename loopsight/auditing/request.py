@@ -1,12 +1,13 @@
-"""From what the command line names to a model and a batch: a run folder, a factory, a model of the hub."""
+"""What the command line asks, and from there to a model and a batch: a run folder, a factory, a model of the hub."""
 
 import importlib
 import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,27 +25,40 @@ class AuditFailed(Exception):
     """The request was fine and the model, its factory or a file failed: exit status 1."""
 
 
-class Request(Protocol):
-    """What `AuditArguments` of the command line says about model and batch."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What can this looped model's loss not see? Name it in one of three ways: RUN, --factory or --hf."""
 
-    @property
-    def run(self) -> Path | None: ...
-    @property
-    def factory(self) -> str | None: ...
-    @property
-    def hf(self) -> str | None: ...
-    @property
-    def trust_remote_code(self) -> bool: ...
-    @property
-    def text(self) -> Path | None: ...
-    @property
-    def ids(self) -> Path | None: ...
-    @property
-    def sequences(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def device(self) -> str | None: ...
+    run: Path | None = None
+    """A run folder, whose config.json names its own factory."""
+    factory: str | None = None
+    """package.module:function, called without arguments: returns a model or LoopedMaps, or one of them and a batch."""
+    hf: str | None = None
+    """A model of the Hugging Face hub, or a folder that holds one."""
+    trust_remote_code: bool = False
+    """Run the code that comes with a model of the hub."""
+    text: Path | None = None
+    """A text file to take the batch from, where the model has a tokeniser (--hf)."""
+    ids: Path | None = None
+    """A file of token ids, separated by white space, to take the batch from."""
+    sequences: int = 16
+    """Sequences of the batch, where the model does not bring its own."""
+    length: int = 128
+    """Tokens a sequence, likewise."""
+    loops: int | None = None
+    """K, the trained number of loops, if the model does not say it."""
+    groups: int | None = None
+    """Ask about the scales of so many equal groups of channels; detected when not given."""
+    device: str | None = None
+    """Where to move model and batch first (cpu, cuda, ...)."""
+    symmetries: bool | None = None
+    """Count the scaling symmetries of the parameters; when not given, if that is cheap."""
+    out: Path = Path("audit")
+    """Written are OUT.json and OUT.html."""
+    html: bool = True
+    """Write the page with figures (needs matplotlib)."""
+    fail_on: Literal["nothing", "blind", "active"] = "nothing"
+    """Exit with 1 if a direction is blind, or blind and kept by the recurrence, or if the audit is invalid."""
 
 
 def model_and_batch(request: Request) -> tuple[Any, Any, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,8 +95,11 @@ def _audit(
         h = subject.audited[:rows]
         bench = _bench(subject, h, penalty, generator)
         spaces = _search(bench, notes)
-        calibration = _calibration(scale_action(bench), _forward_mode_fault(bench), spaces)
-        judged = _judged(bench, spaces, groups)
+        scale = scale_action(bench)
+        calibration = _calibration(scale, _forward_mode_fault(bench), spaces)
+        judged = _judged(bench, scale, spaces, groups)
+        if not calibration.valid:
+            judged = tuple(replace(direction, verdict="undecided") for direction in judged)
         classes = bench.action_readout(bench.action_states).shape[-1]
         readout_degree = degree(bench.action_readout, bench.action_states).by_jvp.median().item()
         grown = growth(maps.step, subject.states[1][:rows].double(), h, last, _observed(subject, rows))
@@ -226,7 +230,7 @@ def _calibration(action: Invariance, fault: str | None, spaces: list[BlindSpace]
     )
 
 
-def _judged(bench: Bench, spaces: list[BlindSpace], groups: int | None) -> tuple[Direction, ...]:
+def _judged(bench: Bench, scale: Invariance, spaces: list[BlindSpace], groups: int | None) -> tuple[Direction, ...]:
     found = families(spaces, groups)
     mask = torch.zeros_like(bench.h[..., 0], dtype=torch.bool)
     everywhere = isotropic(bench, ~mask)
@@ -234,8 +238,7 @@ def _judged(bench: Bench, spaces: list[BlindSpace], groups: int | None) -> tuple
     if any(family.sampled is not None for family in found):
         mask.view(-1)[list(bench.searched)] = True
         sampled = isotropic(bench, mask)
-    judged = [judge(bench, family, everywhere, sampled) for family in found]
-    return tuple(judged)
+    return tuple(judge(bench, family, scale, everywhere, sampled) for family in found)
 
 
 def _least_visible(spaces: list[BlindSpace]) -> tuple[float, ...]:
