@@ -8,6 +8,7 @@ need no rewriting. Weights keep the values that their dtype gave them: nothing i
 `loopsight.radial.in_float64` converts a copy instead: faster where a copy fits, and stricter.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,8 @@ def exact_arithmetic() -> Iterator[None]:
     Compiled callables run uncompiled, since torch.func does not look inside them; kernels without forward-mode
     derivatives give way to those that have them.
     """
-    with torch.compiler.set_stance("force_eager"), differentiable_kernels(), _Promotion():
+    with torch.compiler.set_stance("force_eager"), differentiable_kernels(), warnings.catch_warnings(), _Promotion():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # of vmap over a user's in-place operation
         yield
 
 
