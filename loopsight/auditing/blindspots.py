@@ -62,6 +62,11 @@ def blind_space(readout: StateMap, h: Tensor) -> BlindSpace:
     )
 
 
+def unsearched(h: Tensor) -> BlindSpace:
+    """A token at which nothing was found because nothing could be searched."""
+    return BlindSpace(state=h, basis=h.new_zeros(0, len(h)), least=(), saturated=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Blind directions that have one explanation.

@@ -1,7 +1,7 @@
 """Every family of directions, judged: seen or not, kept or not.
 
 A finite motion decides what is seen, where one is known; forward mode measures it, and finite differences confirm
-forward mode. Visibility, activity and deferred visibility come from one jvp through the readout and K further loops.
+forward mode. Visibility, activity and deferred visibility come from one derivative of the readout and K further loops.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import Tensor
 from loopsight.auditing import actions
 from loopsight.auditing.blindspots import SINE, Family
 from loopsight.auditing.report import Direction, Verdict
+from loopsight.derivatives import STEPS
 from loopsight.invariance import Invariance, invariance
 from loopsight.observability import BLIND
 from loopsight.protocol import unroll
@@ -39,6 +40,7 @@ class Bench:
         tokens_alone: it does not.
         penalty: states to a value per token, as weighted in the loss; None for none.
         generator: of random motions and labels.
+        forward_mode: derivatives by jvp; by central differences where forward mode cannot be trusted.
     """
 
     step: StateMap
@@ -51,6 +53,7 @@ class Bench:
     tokens_alone: bool
     penalty: StateMap | None
     generator: torch.Generator
+    forward_mode: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Push:
 
 
 def push(bench: Bench, direction: Tensor) -> Push:
-    """One jvp. `direction` (..., d) is zero at tokens that do not move, of any length elsewhere."""
+    """One derivative of everything. `direction` (..., d) is zero at tokens that stay, of any length elsewhere."""
     h = bench.h
     length = direction.norm(dim=-1, keepdim=True)
     delta = torch.where(length > 0, direction / length, 0.0) * h.norm(dim=-1, keepdim=True)
@@ -76,13 +79,20 @@ def push(bench: Bench, direction: Tensor) -> Push:
         states = unroll(bench.step, x, bench.num_loops)
         return states[1], *(bench.readout(state) for state in states)
 
-    _, (moved, *logits) = torch.func.jvp(run, (h,), (delta,))
+    moved, *logits = _derivatives(bench, run, delta)
     variance = torch.stack([z.var(-1, correction=0).sum() for z in logits])
     if bench.penalty is not None:
         variance[0] = variance[0] + _curvature(bench.penalty, h, delta).sum()
     at = length.squeeze(-1) > 0
     relative = (moved.norm(dim=-1) / h.norm(dim=-1))[at]
     return Push(variance=variance, activity=relative.square().mean().sqrt().item())
+
+
+def _derivatives(bench: Bench, run: Callable[[Tensor], tuple[Tensor, ...]], delta: Tensor) -> tuple[Tensor, ...]:
+    if bench.forward_mode:
+        return torch.func.jvp(run, (bench.h,), (delta,))[1]
+    ahead, behind = run(bench.h + STEPS[0] * delta), run(bench.h - STEPS[0] * delta)
+    return tuple((a - b) / (2 * STEPS[0]) for a, b in zip(ahead, behind, strict=True))
 
 
 def isotropic(bench: Bench, at: Tensor) -> Push:

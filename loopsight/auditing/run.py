@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loopsight.auditing import gauge as gauges
 from loopsight.auditing.advice import advise
-from loopsight.auditing.blindspots import BlindSpace, blind_space
+from loopsight.auditing.blindspots import BlindSpace, blind_space, unsearched
 from loopsight.auditing.directions import Bench, isotropic, judge, scale_action
 from loopsight.auditing.exact import exact_arithmetic
 from loopsight.auditing.families import families
@@ -94,14 +94,15 @@ def _audit(
         rows = _independent_rows(maps.step, maps.readout, subject.audited)
         h = subject.audited[:rows]
         bench = _bench(subject, h, penalty, generator)
+        bench = _confirmed(bench, notes)
         spaces = _search(bench, notes)
         scale = scale_action(bench)
-        calibration = _calibration(scale, _forward_mode_fault(bench), spaces)
+        calibration = _calibration(scale, spaces)
         judged = _judged(bench, scale, spaces, groups)
         if not calibration.valid:
             judged = tuple(replace(direction, verdict="undecided") for direction in judged)
         classes = bench.action_readout(bench.action_states).shape[-1]
-        readout_degree = degree(bench.action_readout, bench.action_states).by_jvp.median().item()
+        readout_degree = _degree(bench)
         grown = growth(maps.step, subject.states[1][:rows].double(), h, last, _observed(subject, rows))
         remedies = _remedies(subject, judged, h) if calibration.valid else ()
     losses = by_loop(subject) if subject.targets is not None else None
@@ -199,28 +200,40 @@ def _search(bench: Bench, notes: list[str]) -> list[BlindSpace]:
             def read(x: Tensor) -> Tensor:
                 return bench.readout(torch.where(here, x, flat).view(bench.h.shape)).flatten(0, -2)  # noqa: B023
 
-        spaces.append(blind_space(read, flat[index]))
+        try:
+            spaces.append(blind_space(read, flat[index]))
+        except ValueError as error:
+            notes.append(f"only named directions are judged; no others were searched for, since {error}")
+            return [unsearched(flat[n]) for n in bench.searched]
     if any(space.saturated for space in spaces):
         notes.append("at some tokens the readout answers to nothing (saturated), and nothing is called blind there.")
     return spaces
 
 
-def _forward_mode_fault(bench: Bench) -> str | None:
+def _confirmed(bench: Bench, notes: list[str]) -> Bench:
+    """The bench as it is if finite differences confirm forward mode on it; else one that uses them instead."""
     noise = torch.randn(bench.h.shape, generator=bench.generator, dtype=bench.h.dtype, device=bench.h.device)
     size = bench.h.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
     try:
         directional_derivative(lambda x: bench.readout(bench.step(x)), bench.h, noise * size)
     except ValueError as error:
-        return str(error)
-    return None
+        notes.append(f"derivatives are finite differences, since {error}")
+        return replace(bench, forward_mode=False)
+    return bench
 
 
-def _calibration(action: Invariance, fault: str | None, spaces: list[BlindSpace]) -> Calibration:
+def _degree(bench: Bench) -> float:
+    """Of the readout, by finite rescaling; NaN for a readout that `degree` cannot take."""
+    try:
+        return degree(bench.action_readout, bench.action_states).by_action.median().item()
+    except ValueError:
+        return float("nan")
+
+
+def _calibration(action: Invariance, spaces: list[BlindSpace]) -> Calibration:
     valid, reason = action.verdict != "invalid", action.reason
     if all(space.saturated for space in spaces):
         valid, reason = False, "the readout answers to no direction at all at these states."
-    elif fault is not None:
-        valid, reason = False, fault
     return Calibration(
         valid=valid,
         raw_head_change=action.canary_seen,

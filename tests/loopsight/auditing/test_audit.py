@@ -148,11 +148,14 @@ def test_a_gradient_cut_by_the_model_is_no_blindness(make_model, tokens):
     assert report.valid and not report.blind
 
 
-def test_a_detached_readout_is_invalid_and_not_blind(make_model, tokens):
-    model = make_model(normed=False)
-    model.readout = lambda h: F.linear(h.detach(), model.head.weight)
-    report = audit(model, tokens)
-    assert not report.valid or not report.blind
+def test_a_readout_that_hides_its_derivative_is_judged_by_its_values(make_model, tokens):
+    for normed, expected in ((False, "visible"), (True, "blind and active")):
+        model = make_model(normed=normed)
+        honest = model.readout
+        model.readout = lambda h, honest=honest: honest(h.detach())
+        report = audit(model, tokens)
+        assert report.valid and verdicts(report)["scale"] == expected
+        assert len([note for note in report.notes if "finite differences" in note]) == 2
 
 
 def broken(model, **changes):
@@ -188,7 +191,7 @@ def test_bad_weights_targets_and_devices_are_named(make_model, tokens):
     with pytest.raises(ValueError, match="classes 0 to 39"):
         audit(make_model(), tokens, targets=tokens + 40)
     with pytest.raises(ValueError, match="the model is on meta and the batch on cpu"):
-        audit(LoopedMaps(embed=None, step=None, readout=None, num_loops=1, module=model.to("meta")), tokens)
+        audit(broken(model, module=copy.deepcopy(model).to("meta")), tokens)
     with pytest.raises(ValueError, match="must be a torch module"):
         audit("model", tokens)
 
