@@ -69,7 +69,8 @@ def raw_readout(readout: Readout, h: Float[Tensor, "*batch d"], reference: float
     """rms(h) / reference times the logits: of a scale-free readout this makes one of degree 1.
 
     Behind an RMSNorm without bias it is the raw readout W Gamma h / reference itself, and it needs no access to the
-    normalisation. `reference` is the rms at which the logits stay as they were.
+    normalisation. `reference` is the rms at which the logits stay as they were. It pins the scale where the data leave
+    something to be calibrated: on tokens that can be fitted wholly, logits and norm grow on (theory/ P6).
     """
     return readout(h) * (_rms(h) / reference)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from loopsight.derivatives import differentiable_kernels
 from loopsight.radial import LOWER_PRECISION
@@ -39,9 +39,22 @@ class _Promotion(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_leaves((args, kwargs))):
+        if _mixed(args, kwargs):
             args, kwargs = tree_map(_promoted, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _mixed(args: tuple, kwargs: dict) -> bool:
+    """Float64 together with a lower precision; run for every operation, so it must be quick."""
+    double = lower = False
+    for argument in (*args, *kwargs.values()):
+        for x in argument if isinstance(argument, (list, tuple)) else (argument,):
+            dtype = x.dtype if isinstance(x, Tensor) else x
+            if dtype is torch.float64:
+                double = double or x is not dtype
+            elif isinstance(dtype, torch.dtype) and dtype in LOWER_PRECISION:
+                lower = True
+    return double and lower
 
 
 def _promoted(x: Any) -> Any:
