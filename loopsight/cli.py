@@ -71,7 +71,8 @@ def _audit(arguments: Request) -> int:
             f"the model failed while it was audited ({type(error).__name__}: {one_line(error)}); "
             "run embed, step and readout on this batch by themselves to see where."
         ) from error
-    report = dataclasses.replace(report, notes=(*notes, *report.notes))
+    name = arguments.factory or arguments.hf or (arguments.run.resolve().name if arguments.run else report.name)
+    report = dataclasses.replace(report, name=name, notes=(*notes, *report.notes))
     print(in_words(report))
     _write(report, arguments)
     return 1 if _failed(report, arguments.fail_on) else 0

@@ -46,9 +46,11 @@ def gauge(subject: Subject, generator: torch.Generator) -> Gauge:
     weights = weights.to(losses.device) / losses.numel()
     unused = _unused(running, tensors)
     used = {name: tensor for name, tensor in tensors.items() if name not in unused}
-    found = measured_symmetries(
-        lambda p: weights @ torch.func.functional_call(running, _named(p), ()), used, tolerance=COUNTED
-    )
+
+    def weighted(parameters: dict[str, Tensor]) -> Tensor:
+        return (weights @ torch.func.functional_call(running, _named(parameters), ())).cpu()
+
+    found = measured_symmetries(weighted, used, tolerance=COUNTED)
     return Gauge(
         dimension=found.dimension,
         tensors=len(used),

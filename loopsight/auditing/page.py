@@ -105,7 +105,7 @@ def _svg(figure: Any, description: str) -> str:
     text = io.StringIO()
     # A fixed salt and no date: the same report gives the same page.
     with matplotlib.rc_context({"svg.hashsalt": description, "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
