@@ -1,5 +1,6 @@
 """The audit, from a model and a batch to a report."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +31,7 @@ from loopsight.derivatives import directional_derivative
 from loopsight.growth import asymptotic_step
 from loopsight.invariance import Invariance
 from loopsight.observability import drive
+from loopsight.protocol import unroll
 from loopsight.radial import degree
 
 StateMap = Callable[[Tensor], Tensor]
@@ -267,13 +269,9 @@ def _observed(subject: Subject, rows: int) -> dict[int, float]:
     size = 0 if module is None else sum(p.numel() for p in module.parameters())
     if float(size) * states[0][..., 0].numel() * 8 * last > OBSERVED_COST:
         return observed
-    h = states[-1]
-    for k in range(2 * last + 1, 8 * last + 1):
-        h = subject.maps.step(h)
-        if not torch.isfinite(h).all():
-            break
-        observed[k] = h.double().norm(dim=-1).mean().item()
-    return observed
+    further = unroll(subject.maps.step, states[-1], 6 * last)[1:]
+    norms = {2 * last + n: h.double().norm(dim=-1).mean().item() for n, h in enumerate(further, 1)}
+    return observed | {k: norm for k, norm in norms.items() if math.isfinite(norm)}
 
 
 def _remedies(subject: Subject, judged: tuple[Direction, ...], h: Tensor) -> tuple[Remedy, ...]:

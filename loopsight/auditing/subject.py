@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loopsight.protocol import LoopedMaps, LoopedModel
+from loopsight.protocol import LoopedMaps, LoopedModel, unroll
 
 IGNORED = -100  # target of a token that no loss is taken of, as in torch's cross_entropy
 
@@ -104,13 +104,9 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     _require_weights(maps.module)
     h = maps.embed(batch)
     _require_state(h, "embed(batch)")
-    states = [h]
-    for k in range(2 * maps.num_loops):
-        states.append(maps.step(states[-1]))
-        what = f"the state after loop {k + 1} (trained: {maps.num_loops})"
-        _require_state(states[-1], what)
-        if states[-1].shape != h.shape:
-            raise ValueError(f"step must keep the shape {tuple(h.shape)}, {what} has {tuple(states[-1].shape)}.")
+    states = unroll(maps.step, h, 2 * maps.num_loops)
+    for k, state in enumerate(states):
+        _require_state(state, f"the state after loop {k} (trained: {maps.num_loops})")
     if not torch.equal(maps.step(states[1]), states[2]):
         raise ValueError("step gives two values for one state; fix its random numbers (dropout, noise, initial state).")
     logits = maps.readout(states[maps.num_loops])
@@ -128,7 +124,7 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
         named = targets[targets != IGNORED]
         if len(named) == 0 or named.min() < 0 or named.max() >= logits.shape[-1]:
             raise ValueError(f"targets must name classes 0 to {logits.shape[-1] - 1} (-100: none), and at least one.")
-    return Subject(maps=maps, batch=batch, states=tuple(states), targets=targets)
+    return Subject(maps=maps, batch=batch, states=states, targets=targets)
 
 
 def tokens_of(batch: Any) -> Tensor | None:
