@@ -4,6 +4,9 @@ At every searched token the kernel of the readout's Jacobian is computed (`loops
 field that depends on the state, such as a rotation within a plane, is in that kernel at every token as surely as a
 fixed direction is. The kernels are then explained, in this order: vectors in all of them (`fixed`, 1 among them), the
 state itself or its parts by groups of channels, and a rest, which turns within a plane or is a field of no known name.
+
+Token by token, because in the observability Gramian of all tokens together (`gramian_extremes`) the blind directions
+share the eigenvalue 0, and any mixture of the tokens' own is an eigenvector.
 """
 
 from collections.abc import Callable, Sequence
