@@ -47,7 +47,7 @@ def _typed(kind: Any, value: Any) -> Any:
         if value not in get_args(kind):
             raise ValueError(f"{value!r} is none of {get_args(kind)}")
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         if set(value) != set(hints):
             raise ValueError(f"{kind.__name__} has the fields {sorted(hints)}, got {sorted(value)}")

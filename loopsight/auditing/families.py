@@ -65,7 +65,7 @@ def _mean(tokens_with: int, ones: Tensor) -> Family:
 
 
 def _group_scale(groups: list[Tensor], tokens_with: int) -> Family:
-    in_a_row = all(torch.equal(group, torch.arange(group[0], group[-1] + 1, device=group.device)) for group in groups)
+    in_a_row = all(bool((group.diff() == 1).all()) for group in groups)
     order = "in a row" if in_a_row else "of scattered channels"
     return Family(
         name=f"scale of each of {len(groups)} groups {order}",

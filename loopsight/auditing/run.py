@@ -90,7 +90,8 @@ def audit(
 def _audit(
     subject: Subject, groups: int | None, penalty: StateMap | None, symmetries: bool | None, seed: int, started: float
 ) -> AuditReport:
-    maps, last, notes = subject.maps, subject.num_loops, []
+    maps, last = subject.maps, subject.num_loops
+    notes: list[str] = []
     generator = torch.Generator(subject.audited.device).manual_seed(seed)
     with torch.no_grad(), exact_arithmetic():
         rows = _independent_rows(maps.step, maps.readout, subject.audited)

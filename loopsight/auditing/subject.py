@@ -117,8 +117,8 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     if targets is None:
         targets = _next_tokens(batch, h)
     elif targets.shape != h.shape[:-1] or targets.is_floating_point():
-        expected, got = tuple(h.shape[:-1]), (tuple(targets.shape), targets.dtype)
-        raise ValueError(f"targets must be integers of shape {expected}, one class a token (-100: none), got {got}.")
+        shape, given = tuple(h.shape[:-1]), f"{tuple(targets.shape)} of {targets.dtype}"
+        raise ValueError(f"targets must be integers of shape {shape}, one class a token (-100: none), got {given}.")
     if targets is not None:
         targets = targets.to(h.device).long()
         named = targets[targets != IGNORED]
