@@ -125,7 +125,7 @@ def judge(
         activity_low=min(p.activity for p in pushes),
         drive=_drive(bench, members),
         deferred=deferred,
-        verdict=verdict(visibility, finite, active),
+        verdict=_verdict_of(family, len(bench.searched), verdict(visibility, finite, active)),
         tokens_with=family.tokens_with,
         tokens_searched=len(bench.searched),
         span=family.span,
@@ -142,6 +142,11 @@ def verdict(visibility: float, finite: float | None, activity: float) -> Verdict
     if activity < REMOVED:
         return "blind but removed"
     return "blind and active" if activity >= ACTIVE else "blind but contracted"
+
+
+def _verdict_of(family: Family, searched: int, said: Verdict) -> Verdict:
+    """A field that is blind at some tokens only is a readout near a singularity there, not a blind spot."""
+    return "undecided" if family.sampled is not None and family.tokens_with < searched else said
 
 
 def scale_action(bench: Bench) -> Invariance:

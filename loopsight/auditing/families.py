@@ -104,7 +104,8 @@ def _fields(spaces: Sequence[BlindSpace], remaining: list[Tensor]) -> list[Famil
     small = len(span) < min(d, sum(len(remaining[n]) for n in at))
     return [
         Family(
-            name=f"a direction field of dimension {count} that depends on the state",
+            name=f"a direction field of dimension {count} that depends on the state"
+            + (f", at {len(at)} of {len(spaces)} tokens" if len(at) < len(spaces) else ""),
             kind="field",
             dimension=count,
             sampled=torch.stack([rows[:count] if len(rows) else rows.new_zeros(count, d) for rows in remaining]),
