@@ -10,7 +10,7 @@ share the eigenvalue 0, and any mixture of the tokens' own is an eigenvector.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from loopsight.observability import BLIND
 StateMap = Callable[[Tensor], Tensor]
 
 SINE = BLIND**0.5  # largest sine of an angle called none, as singular values go with the square root of visibility
+EXACT = 1e-12  # visibility asked of a direction without a name: an epsilon leaks scales, and nothing excuses others
 LEAST = 3  # directions that are not blind, listed for comparison
 
 
@@ -32,12 +33,14 @@ class BlindSpace:
     Attributes:
         state: (d,).
         basis: (dimension, d), orthonormal.
+        chi: (dimension,) visibility of each, below 1e-6.
         least: chi of the least visible directions that are not blind, ascending.
         saturated: nothing moves these logits, so nothing can be called blind.
     """
 
     state: Tensor
     basis: Tensor
+    chi: Tensor
     least: tuple[float, ...]
     saturated: bool
 
@@ -60,14 +63,21 @@ def blind_space(readout: StateMap, h: Tensor) -> BlindSpace:
     return BlindSpace(
         state=h,
         basis=found.basis[blind],
+        chi=chi[: found.dimension][blind],
         least=tuple(visible),
         saturated=bool(isotropic <= BLIND * spread) or found.scale == 0.0,
     )
 
 
+def exactly_blind(space: BlindSpace) -> BlindSpace:
+    """The part that is blind to rounding; an ill-conditioned readout comes near blindness, but not there."""
+    exact = space.chi < EXACT
+    return replace(space, basis=space.basis[exact], chi=space.chi[exact])
+
+
 def unsearched(h: Tensor) -> BlindSpace:
     """A token at which nothing was found because nothing could be searched."""
-    return BlindSpace(state=h, basis=h.new_zeros(0, len(h)), least=(), saturated=False)
+    return BlindSpace(state=h, basis=h.new_zeros(0, len(h)), chi=h.new_zeros(0), least=(), saturated=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from loopsight.auditing.blindspots import (
     Family,
     common,
     contains,
+    exactly_blind,
     groups_of_channels,
     orthonormal,
     parts,
@@ -31,7 +32,8 @@ def families(spaces: Sequence[BlindSpace], groups: int | None) -> list[Family]:
     ones = torch.ones_like(spaces[0].state)[None] / spaces[0].state.numel() ** 0.5
     with_scale = [space for space in spaces if contains(space, space.state[None])]
     with_mean = [space for space in spaces if contains(space, ones)]
-    fixed = _without_collapsed_state(common(spaces), spaces)
+    exact = [exactly_blind(space) for space in spaces]
+    fixed = _without_collapsed_state(common(exact), spaces)
     found = groups_of_channels(spaces, groups)
     asked = list(torch.arange(ones.shape[-1], device=ones.device).chunk(groups)) if groups else []
     result = [_scale(len(with_scale)), _mean(len(with_mean), ones)]
@@ -41,10 +43,10 @@ def families(spaces: Sequence[BlindSpace], groups: int | None) -> list[Family]:
     if len(fixed):
         result.append(_fixed(fixed, len(spaces)))
     remaining = []
-    for space in spaces:
+    for space, unnamed in zip(spaces, exact, strict=True):
         named = [vectors for vectors in (ones, space.state[None]) if contains(space, vectors)]
         named += [parts(space.state, found)] if found else []
-        remaining.append(rest(space, torch.cat([fixed, *named])))
+        remaining.append(rest(unnamed, torch.cat([fixed, *named])))
     return result + _fields(spaces, remaining)
 
 
