@@ -15,11 +15,9 @@ Each module is one idea; its functions are imported from it:
     symmetry        scaling symmetries of the parameters, derived and measured
     optimiser_laws  how an optimiser moves a parameter norm that the loss cannot see
     attribution     which parameters moved the state's norm during training
-<<<<<<< HEAD
     capture         states and interventions of one call of a reused module
     adapters        other people's looped models as the three maps
     monitor         watch a loop while it trains: norms, radial gradients, time to overflow, one warning
-=======
     auditing        all of it at once on a user's model: `audit`
     remedies        a penalty, a norm between loops, damping, a readout that sees the scale: a line each
 """
