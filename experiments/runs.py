@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from experiments.config import RunConfig
+from experiments.corpus import default_cache, prepare
 from experiments.errors import RunError
 from experiments.files import read_json, write_json
 from experiments.training import checkpoint as checkpoints
@@ -15,11 +21,13 @@ SUMMARY = "summary.json"
 SESSIONS = "environment.json"
 SUMMARY_KEYS = {"run", "variant", "seed", "num_loops", "config", "sessions", "training", "validation", "state", "table"}
 FACTORY = "experiments.runs:load_model"
+BATCH = "experiments.runs:load_batch"
+SEQUENCES = 16  # of the validation part, in what `load_batch` returns
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """The resolved configuration, with the function that makes a model of the folder again."""
-    write_json(folder / CONFIG, {"factory": FACTORY, "config": config.to_dict()})
+    """The resolved configuration, with the functions that make a model and validation tokens of the folder again."""
+    write_json(folder / CONFIG, {"factory": FACTORY, "batch": BATCH, "config": config.to_dict()})
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -73,6 +81,23 @@ def load_model(folder: Path) -> LoopedLM:
     model = LoopedLM(config.model)
     model.load_state_dict(saved.part("model"))
     return model.eval()
+
+
+def load_batch(folder: Path) -> Int[Tensor, "sequences context"]:
+    """The first validation tokens of a run's corpus, prepared again from the same text if the cache has it no more.
+
+    Raises:
+        RunError: the text on this machine is no longer what the run saw.
+        UsageError: there is no such text.
+    """
+    config = read_config(folder)
+    corpus = prepare(config.corpus, default_cache(), min_tokens=config.model.context + 1)
+    if corpus.key != config.corpus_key:
+        raise RunError(f"the corpus of {folder} has changed on this machine: its token ids would mean other words.")
+    context = config.model.context
+    count = min(SEQUENCES, len(corpus.validation) // context)
+    tokens = np.asarray(corpus.validation[: count * context]).astype(np.int64)
+    return torch.from_numpy(tokens).view(count, context)
 
 
 def _read(path: Path) -> Any:

@@ -18,19 +18,26 @@ Each module is one idea; its functions are imported from it:
     capture         states and interventions of one call of a reused module
     adapters        other people's looped models as the three maps
     monitor         watch a loop while it trains: norms, radial gradients, time to overflow, one warning
+    auditing        all of it at once on a user's model: `audit`
+    remedies        a penalty, a norm between loops, damping, a readout that sees the scale: a line each
 """
 
+from loopsight.auditing.report import AuditReport
+from loopsight.auditing.run import audit
 from loopsight.growth import AsymptoticStep, asymptotic_slope, asymptotic_step, regime_number
 from loopsight.monitor import LoopMonitor
-from loopsight.protocol import LoopedModel, unroll
+from loopsight.protocol import LoopedMaps, LoopedModel, unroll
 from loopsight.radial import radial_gradient_fraction
 
 __all__ = [
     "AsymptoticStep",
+    "AuditReport",
     "LoopMonitor",
+    "LoopedMaps",
     "LoopedModel",
     "asymptotic_slope",
     "asymptotic_step",
+    "audit",
     "radial_gradient_fraction",
     "regime_number",
     "unroll",

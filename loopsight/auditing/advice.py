@@ -1,0 +1,106 @@
+"""Remedies for a scale that is blind and active: predicted from the model as it is, tried on it where that means
+something, and ranked by what they cost it now (penalty and readouts leave a trained model's last loss nearly as it is;
+a norm or damping between loops changes its computation and wants training from there)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from loopsight import remedies
+from loopsight.auditing.losses import bootstrap, token_losses
+from loopsight.auditing.report import Interval, Remedy
+from loopsight.auditing.subject import Subject
+from loopsight.growth import AsymptoticStep
+from loopsight.protocol import LoopedMaps, unroll
+
+DAMPING = 0.9
+PENALTY_SHARE = 0.01  # of the cross-entropy, at the states as they are
+
+
+@torch.no_grad()
+def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Remedy, ...]:
+    """Cheapest first.
+
+    Args:
+        far: the step far out, from `h`, states (..., d) float64; `step` in exact arithmetic.
+    """
+    maps = subject.maps
+    last = subject.states[subject.num_loops].double()
+    mean_square = last.square().mean().item()
+    rms = last.square().mean(-1).sqrt().mean().item()
+    first = subject.states[1].double().square().mean(-1).sqrt().mean().item()
+    rescaled = step(remedies.rms_normalised(h, first)).norm(dim=-1).mean().item()
+    damped = (far.displacement.norm(dim=-1) / (1.0 - DAMPING)).mean().item()
+    loss = _loss(subject)
+    found = [
+        Remedy(
+            name="norm penalty",
+            verdict="visible",
+            l2_norm=None,
+            loss_change=None,
+            setting=None if loss is None else PENALTY_SHARE * loss / mean_square,
+            effect="the loss sees the scale through the penalty; this weight makes it 1 % of today's cross-entropy, "
+            "raise it until norms stop growing (0.01 when training from unit scale)",
+            line="loss = loss + loopsight.remedies.norm_penalty(states, weight)",
+        ),
+        Remedy(
+            name="raw readout",
+            verdict="visible",
+            l2_norm=None,
+            loss_change=_change(subject, remedies.with_raw_readout(maps, rms)),
+            setting=rms,
+            effect="logits grow with the state, so cross-entropy pins the scale in training (without a norm to rescale "
+            "untied writers into it, it is the product of writers and head that is pinned)",
+            line="logits = loopsight.remedies.raw_readout(readout, h, reference)",
+        ),
+        Remedy(
+            name="between-loop norm",
+            verdict="blind but removed",
+            l2_norm=rescaled,
+            loss_change=_change(subject, remedies.with_between_norm(maps, first)),
+            setting=first,
+            effect="no loop inherits the scale: norms stop growing over loops, though not over training",
+            line="model.block = loopsight.remedies.BetweenNorm(model.block, rms)",
+        ),
+        Remedy(
+            name="damping",
+            verdict="blind but contracted",
+            l2_norm=damped,
+            loss_change=_change(subject, remedies.with_damping(maps, DAMPING)),
+            setting=DAMPING,
+            effect="every loop keeps this share of the scale: norms settle at |b| / (1 - factor) or below",
+            line=f"model.block = loopsight.remedies.Damped(model.block, {DAMPING})",
+        ),
+    ]
+    if subject.num_loops > 1:
+        found.insert(
+            2,
+            Remedy(
+                name="final-only norm",
+                verdict="blind at the last loop, visible at the others",
+                l2_norm=None,
+                loss_change=None,
+                setting=rms,
+                effect="the losses of the earlier loops see the scale, the last readout stays as it is",
+                line="readouts = loopsight.remedies.final_only_readouts(readout, num_loops, reference)",
+            ),
+        )
+    return tuple(sorted(found, key=lambda r: 0.0 if r.loss_change is None else max(0.0, r.loss_change.estimate)))
+
+
+def _loss(subject: Subject) -> float | None:
+    if subject.targets is None:
+        return None
+    return token_losses(subject.maps, subject.states[subject.num_loops], subject.targets).nanmean().item()
+
+
+def _change(subject: Subject, maps: LoopedMaps) -> Interval | None:
+    """Cross-entropy at K under the remedy less that without; None without targets or where it is not finite."""
+    if subject.targets is None:
+        return None
+    h = unroll(maps.step, subject.states[0], subject.num_loops)[-1]
+    before = token_losses(subject.maps, subject.states[subject.num_loops], subject.targets)
+    change = token_losses(maps, h, subject.targets) - before
+    finite = torch.equal(change.isnan(), before.isnan()) and not change.isinf().any()
+    return bootstrap(change) if finite else None

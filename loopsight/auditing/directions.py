@@ -1,0 +1,209 @@
+"""Every family of directions, judged: seen or not, kept or not.
+
+A finite motion decides what is seen, where one is known; forward mode measures it, and finite differences confirm
+forward mode. Visibility, activity and deferred visibility come from one derivative of the readout and K further loops.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loopsight.auditing import actions
+from loopsight.auditing.blindspots import SINE, Family
+from loopsight.auditing.report import Direction, Verdict
+from loopsight.derivatives import STEPS
+from loopsight.invariance import Invariance, invariance
+from loopsight.observability import BLIND
+from loopsight.protocol import unroll
+
+StateMap = Callable[[Tensor], Tensor]
+
+SEEN = SINE  # finite change relative to random motions; visibility is a square, BLIND = SEEN^2
+ACTIVE = 0.95  # from here on more than half survives a dozen loops
+REMOVED = SEEN  # of a relative change, in one loop
+MEMBERS = 3  # of a family, pushed through the loops one by one
+KEPT_BASIS = 16  # largest fixed subspace whose vectors go into the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What directions are judged on.
+
+    Attributes:
+        step, readout: in exact arithmetic.
+        h: (..., d) states, float64.
+        num_loops: K further loops.
+        searched: flat indices of the searched tokens.
+        action_readout, action_states: the readout on a sample of tokens, or on all if it mixes them.
+        tokens_alone: it does not.
+        penalty: states to a value per token, as weighted in the loss; None for none.
+        generator: of random motions and labels.
+        forward_mode: derivatives by jvp; by central differences where forward mode cannot be trusted.
+    """
+
+    step: StateMap
+    readout: StateMap
+    h: Tensor
+    num_loops: int
+    searched: tuple[int, ...]
+    action_readout: StateMap
+    action_states: Tensor
+    tokens_alone: bool
+    penalty: StateMap | None
+    generator: torch.Generator
+    forward_mode: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """A relative change |h_t| v_t of the state, pushed through readout and loops; sums over the tokens moved.
+
+    Attributes:
+        variance: (K + 1,) of the logits' change, by loop, 0 the present readout; a penalty's curvature included.
+        activity: relative length after one loop, root mean square over the tokens moved.
+    """
+
+    variance: Tensor
+    activity: float
+
+
+def push(bench: Bench, direction: Tensor) -> Push:
+    """One derivative of everything. `direction` (..., d) is zero at tokens that stay, of any length elsewhere."""
+    h = bench.h
+    length = direction.norm(dim=-1, keepdim=True)
+    delta = torch.where(length > 0, direction / length, 0.0) * h.norm(dim=-1, keepdim=True)
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        states = unroll(bench.step, x, bench.num_loops)
+        return states[1], *(bench.readout(state) for state in states)
+
+    moved, *logits = _derivatives(bench, run, delta)
+    variance = torch.stack([z.var(-1, correction=0).sum() for z in logits])
+    if bench.penalty is not None:
+        variance[0] = variance[0] + _curvature(bench.penalty, h, delta).sum()
+    at = length.squeeze(-1) > 0
+    relative = (moved.norm(dim=-1) / h.norm(dim=-1))[at]
+    return Push(variance=variance, activity=relative.square().mean().sqrt().item())
+
+
+def _derivatives(bench: Bench, run: Callable[[Tensor], tuple[Tensor, ...]], delta: Tensor) -> tuple[Tensor, ...]:
+    if bench.forward_mode:
+        return torch.func.jvp(run, (bench.h,), (delta,))[1]
+    ahead, behind = run(bench.h + STEPS[0] * delta), run(bench.h - STEPS[0] * delta)
+    return tuple((a - b) / (2 * STEPS[0]) for a, b in zip(ahead, behind, strict=True))
+
+
+def isotropic(bench: Bench, at: Tensor) -> Push:
+    """The same of random directions at the tokens in the mask `at`, to compare with."""
+    noise = torch.randn(bench.h.shape, generator=bench.generator, dtype=bench.h.dtype, device=bench.h.device)
+    return push(bench, noise * at[..., None])
+
+
+def judge(
+    bench: Bench, family: Family, scale: Invariance, reference: Push, sampled_reference: Push | None
+) -> Direction:
+    """All numbers of one family, and the verdict; `scale` is what `scale_action` said."""
+    if family.vectors is not None:
+        members, base = family.vectors(bench.h), reference
+    else:
+        assert sampled_reference is not None  # of a family without a formula
+        members, base = _at_searched(bench, family), sampled_reference
+    pushes = [push(bench, v) for v in members[:MEMBERS]]
+    visibility = max((p.variance[0] / base.variance[0]).item() for p in pushes)
+    deferred = max((p.variance[1:].sum() / base.variance[1:].sum()).item() for p in pushes)
+    active = max(p.activity for p in pushes)
+    finite = _finite(bench, family, scale)
+    return Direction(
+        name=family.name,
+        kind=family.kind,
+        dimension=family.dimension,
+        visibility=visibility,
+        finite_change=finite,
+        activity=active,
+        activity_low=min(p.activity for p in pushes),
+        drive=_drive(bench, members),
+        deferred=deferred,
+        verdict=_verdict_of(family, len(bench.searched), verdict(visibility, finite, active)),
+        tokens_with=family.tokens_with,
+        tokens_searched=len(bench.searched),
+        span=family.span,
+        basis=_listed(family.basis),
+    )
+
+
+def verdict(visibility: float, finite: float | None, activity: float) -> Verdict:
+    """The finite motion decides what is seen, if there is one; activity decides what is kept."""
+    if finite is not None and finite != finite or not visibility < float("inf"):
+        return "undecided"
+    if (visibility >= BLIND) if finite is None else (finite >= SEEN):
+        return "visible"
+    if activity < REMOVED:
+        return "blind but removed"
+    return "blind and active" if activity >= ACTIVE else "blind but contracted"
+
+
+def _verdict_of(family: Family, searched: int, said: Verdict) -> Verdict:
+    """A field that is blind at some tokens only is a readout near a singularity there, not a blind spot."""
+    return "undecided" if family.sampled is not None and family.tokens_with < searched else said
+
+
+def scale_action(bench: Bench) -> Invariance:
+    """The calibrated test of the scale, canaries included."""
+    return invariance(_loss(bench), bench.action_states, generator=bench.generator)
+
+
+def _shift_action(bench: Bench) -> Invariance:
+    return invariance(_loss(bench), bench.action_states, generator=bench.generator, action="shift")
+
+
+def _finite(bench: Bench, family: Family, scale: Invariance) -> float | None:
+    """Relative change under the family's finite motion; NaN where the test could not have told."""
+    if family.kind in ("scale", "mean"):
+        result = scale if family.kind == "scale" else _shift_action(bench)
+        return float("nan") if result.verdict == "invalid" else result.ratio
+    if family.motions is None:
+        return None
+    h = bench.action_states
+    return actions.finite_change(_loss(bench), h, family.motions(h), bench.generator)
+
+
+def _loss(bench: Bench) -> actions.Loss:
+    seed = torch.Generator(bench.h.device).manual_seed(0)
+    loss, penalty = actions.random_label_loss(bench.action_readout, bench.action_states, seed), bench.penalty
+    return loss if penalty is None else lambda h: loss(h) + penalty(h).mean()
+
+
+def _at_searched(bench: Bench, family: Family) -> Tensor:
+    """(dimension, ..., d): the sampled directions at their tokens, zero elsewhere."""
+    assert family.sampled is not None
+    members = bench.h.new_zeros(family.dimension, bench.h[..., 0].numel(), bench.h.shape[-1])
+    members[:, list(bench.searched)] = family.sampled.movedim(0, 1)
+    return members.view(family.dimension, *bench.h.shape)
+
+
+def _drive(bench: Bench, members: Tensor) -> float:
+    """Mean over tokens of <v, step(h) - h> / |h|; for several, the length of that part of the displacement."""
+    with torch.no_grad():
+        moved = bench.step(bench.h)
+    h, size = bench.h, bench.h.norm(dim=-1)
+    length = members.norm(dim=-1)
+    parts = (members * (moved - h)).sum(-1) / (length * size)
+    at = (length > 0).all(0)
+    if len(members) == 1:
+        return parts[0][at].mean().item()
+    return parts.square().sum(0).sqrt()[at].mean().item()
+
+
+def _curvature(penalty: StateMap, h: Tensor, delta: Tensor) -> Tensor:
+    """delta^T H delta of every token."""
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.jvp(penalty, (x,), (delta,))[1]
+
+    return torch.func.jvp(slope, (h,), (delta,))[1]
+
+
+def _listed(basis: Tensor | None) -> tuple[tuple[float, ...], ...]:
+    return () if basis is None or len(basis) > KEPT_BASIS else tuple(tuple(row) for row in basis.tolist())

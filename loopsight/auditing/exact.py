@@ -1,0 +1,63 @@
+"""Float64 arithmetic over weights of any dtype, without a copy of the model.
+
+An operation that meets a float64 tensor gets its other tensors in float64 as well, for as long as it runs; a cast of a
+float64 tensor to less leaves it in float64. So the memory needed beside the model is its largest single weight in
+float64, which is what lets a model of billions of parameters be audited, and maps that close over float32 tensors
+need no rewriting. Weights keep the values that their dtype gave them: nothing is said about another model.
+
+`loopsight.radial.in_float64` converts a copy instead: faster where a copy fits, and stricter.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from loopsight.derivatives import differentiable_kernels
+from loopsight.radial import LOWER_PRECISION
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Within it, whatever starts from a float64 state stays in float64, in both modes of differentiation.
+
+    Compiled callables run uncompiled, since torch.func does not look inside them; kernels without forward-mode
+    derivatives give way to those that have them.
+    """
+    with torch.compiler.set_stance("force_eager"), differentiable_kernels(), warnings.catch_warnings(), _Promotion():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # of vmap over a user's in-place operation
+        yield
+
+
+class _Promotion(TorchDispatchMode):
+    """Float64 wins every meeting with a lower precision."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if _mixed(args, kwargs):
+            args, kwargs = tree_map(_promoted, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _mixed(args: tuple, kwargs: dict) -> bool:
+    """Float64 together with a lower precision; run for every operation, so it must be quick."""
+    double = lower = False
+    for argument in (*args, *kwargs.values()):
+        for x in argument if isinstance(argument, (list, tuple)) else (argument,):
+            dtype = x.dtype if isinstance(x, Tensor) else x
+            if dtype is torch.float64:
+                double = double or x is not dtype
+            elif isinstance(dtype, torch.dtype) and dtype in LOWER_PRECISION:
+                lower = True
+    return double and lower
+
+
+def _promoted(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.double() if x.dtype in LOWER_PRECISION else x
+    return torch.float64 if isinstance(x, torch.dtype) and x in LOWER_PRECISION else x

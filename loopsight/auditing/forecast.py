@@ -1,0 +1,136 @@
+"""Norms at further loops from one state, and when a low-precision residual stream stops moving or overflows.
+
+Far out, step(h) = gain h + b with b a function of the direction (`loopsight.growth`), so the direction turns the slower
+the larger the state is: the scale is a clock. The forecast follows the directions in strides of many loops, each a
+fixed share of |h| / |b|, so that 8 K loops cost about log K evaluations of the step; none is at the state's own scale.
+
+    bounds after n loops:  gain^n s + S (min a - r)  to  gain^n s + S (max |b| + r),    S = 1 + gain + ... + gain^(n-1)
+
+with a = <u, b>; min and max over the directions passed, for every token; r = 2 `regime_number` |b| allows for what b
+still changes with the scale. They are bounds for that model of the step, not for any step.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loopsight.auditing.report import Forecast, Growth, LowPrecision
+from loopsight.growth import LARGE, AsymptoticStep, asymptotic_step, regime_number
+from loopsight.precision import predicted_freeze
+
+StateMap = Callable[[Tensor], Tensor]
+
+IN_REGIME = 0.5  # largest regime number at which a forecast is made
+STRIDE = 0.25  # of |h| / |b|
+MOST_STRIDES = 24
+CARRIED = 0.95  # gain from which on the state keeps growing
+FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@torch.no_grad()
+def growth(step: StateMap, first: Tensor, last: Tensor, num_loops: int, observed: dict[int, float]) -> Growth:
+    """Everything about the norm that a state tells.
+
+    Args:
+        step: in exact arithmetic.
+        first, last: h_1 and h_K, float64; K is forecast from the first, more loops from the last.
+        observed: mean norms over the same tokens, by number of loops.
+    """
+    start, end = _Start.measured(step, first), _Start.measured(step, last)
+    forecasts = [Forecast(loops=num_loops, **_norms(step, start, [num_loops - 1])[0], observed=observed[num_loops])]
+    ahead = [num_loops, 3 * num_loops, 7 * num_loops]
+    for n, norms in zip(ahead, _norms(step, end, ahead), strict=True):
+        forecasts.append(Forecast(loops=num_loops + n, **norms, observed=observed.get(num_loops + n)))
+    return Growth(
+        regime_number=end.regime.median().item(),
+        gain=end.far.gain.median().item(),
+        radial_increment=end.far.radial_increment(last).median().item(),
+        displacement=end.far.displacement.norm(dim=-1).median().item(),
+        forecasts=tuple(forecasts),
+        low_precision=tuple(_low_precision(name, dtype, end.far, last) for name, dtype in FORMATS.items()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where a forecast starts: the state, the step far out in its direction, and the regime number of every token."""
+
+    h: Tensor
+    far: AsymptoticStep
+    regime: Tensor
+
+    @classmethod
+    def measured(cls, step: StateMap, h: Tensor) -> "_Start":
+        # NaN, where a step adds nothing at all, counts as 0: nothing is exactly what it will go on adding.
+        regime = regime_number(step, h).nan_to_num(nan=0.0, posinf=math.inf)
+        return cls(h=h, far=asymptotic_step(step, h), regime=regime)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Position:
+    """n loops ahead: the state predicted, b in its direction, extremes of a and |b| on the way, for every token."""
+
+    n: int
+    h: Tensor
+    displacement: Tensor
+    least: Tensor
+    most: Tensor
+
+
+def _norms(step: StateMap, start: _Start, ahead: Sequence[int]) -> list[dict[str, float | None]]:
+    """Mean predicted norm and its bounds after each number of loops, ascending; None outside the regime."""
+    if not start.regime.median() <= IN_REGIME:
+        return [{"predicted": None, "low": None, "high": None} for _ in ahead]
+    size, gain, b = start.h.norm(dim=-1), start.far.gain, start.far.displacement
+    here = _Position(n=0, h=start.h, displacement=b, least=start.far.radial_increment(start.h), most=b.norm(dim=-1))
+    result: list[dict[str, float | None]] = []
+    for target in ahead:
+        while here.n < target:
+            here = _strided(step, here, gain, target, shortest=math.ceil(ahead[-1] / MOST_STRIDES))
+        total, power = _sum_of_powers(gain, here.n), gain.abs() ** here.n
+        slack = 2.0 * start.regime * here.most
+        low = (power * size + total * (here.least - slack)).clamp(min=0.0)
+        high = power * size + total * (here.most + slack)
+        names = ("predicted", "low", "high")
+        values = (x.mean().item() for x in (here.h.norm(dim=-1), low, high))
+        result.append(dict(zip(names, values, strict=True)))
+    return result
+
+
+def _strided(step: StateMap, here: _Position, gain: Tensor, target: int, shortest: int) -> _Position:
+    """As many loops with the same b as turn the state by a fixed share, then b anew; the gain stays what it was."""
+    size = here.displacement.norm(dim=-1)
+    ratio = (here.h.norm(dim=-1) / size).nan_to_num(nan=1.0, posinf=target).median().item()
+    loops = min(max(int(STRIDE * ratio), shortest, 1), target - here.n)
+    total, power = _sum_of_powers(gain, loops), gain**loops
+    h = power[..., None] * here.h + total[..., None] * here.displacement
+    b = step(LARGE * h) - gain[..., None] * LARGE * h
+    return _Position(
+        n=here.n + loops,
+        h=h,
+        displacement=b,
+        least=torch.minimum(here.least, (b * h).sum(-1) / h.norm(dim=-1)),
+        most=torch.maximum(here.most, b.norm(dim=-1)),
+    )
+
+
+def _sum_of_powers(gain: Tensor, n: int) -> Tensor:
+    return torch.where((gain - 1.0).abs() < 1e-6, float(n), (1.0 - gain**n) / (1.0 - gain))
+
+
+def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor) -> LowPrecision:
+    """At the present displacement; a stream whose scale is not carried reaches neither by growing."""
+    largest = torch.finfo(dtype).max
+    if (h.abs() > largest).any():
+        return LowPrecision(dtype=name, loops_until_stagnation=0.0, loops_until_overflow=0.0)
+    if not far.gain.median() >= CARRIED:
+        return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=math.inf)
+    freeze = predicted_freeze(h, far.displacement, dtype)
+    overflows = torch.isinf(freeze.level)
+    stagnation = torch.where(overflows, torch.inf, freeze.loops).median().item()
+    way = (largest - h * far.displacement.sign()) / far.displacement.abs()
+    overflow = way[overflows].min().item() if overflows.any() else math.inf
+    return LowPrecision(dtype=name, loops_until_stagnation=stagnation, loops_until_overflow=overflow)

@@ -1,0 +1,172 @@
+"""The user's model, batch and targets as one checked value; what is wrong with them is said in one sentence."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopsight.protocol import LoopedMaps, LoopedModel, unroll
+
+IGNORED = -100  # target of a token that no loss is taken of, as in torch's cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model on a batch, as it runs: own weights, own dtype, evaluation mode.
+
+    Attributes:
+        maps: embed, step, readout.
+        batch: as the user has it.
+        states: (h_0, ..., h_2K) in the model's own precision.
+        targets: (...) class of every token, -100 where there is none; None if no cross-entropy can be taken.
+    """
+
+    maps: LoopedMaps
+    batch: Any
+    states: tuple[Tensor, ...]
+    targets: Tensor | None
+
+    @property
+    def num_loops(self) -> int:
+        return self.maps.num_loops
+
+    @property
+    def audited(self) -> Tensor:
+        """h_K in float64: the state that is decoded."""
+        return self.states[self.num_loops].double()
+
+
+def as_maps(model: Any, batch: Any, num_loops: int | None) -> LoopedMaps:
+    """The three maps of a model: given, by their names, or found by an adapter.
+
+    Raises:
+        ValueError: they cannot be found, or nobody says how many loops there are.
+    """
+    if isinstance(model, LoopedMaps):
+        maps = model
+    elif isinstance(model, LoopedModel):
+        maps = _named_maps(model, num_loops)
+    elif isinstance(model, nn.Module):
+        from loopsight.adapters import discover
+
+        maps = discover(model, batch)
+    else:
+        raise ValueError(
+            f"the model must be a torch module or loopsight.protocol.LoopedMaps, got {type(model).__name__}."
+        )
+    maps = maps if num_loops is None else dataclasses.replace(maps, num_loops=num_loops)
+    if maps.num_loops < 1:
+        raise ValueError(f"num_loops must be at least 1, got {maps.num_loops}.")
+    return maps
+
+
+def _named_maps(model: Any, num_loops: int | None) -> LoopedMaps:
+    found = num_loops or getattr(model, "num_loops", None) or getattr(getattr(model, "config", None), "num_loops", None)
+    if not isinstance(found, int):
+        raise ValueError("the model does not say how many loops it was trained with; pass num_loops.")
+    module = model if isinstance(model, nn.Module) else None
+    return LoopedMaps(
+        embed=model.embed,
+        step=model.step,
+        readout=model.readout,
+        num_loops=found,
+        module=module,
+        sublayers=tuple(getattr(model, "sublayers", ())),
+        name=type(getattr(model, "_orig_mod", model)).__name__,
+    )
+
+
+@contextmanager
+def at_rest(model: object) -> Iterator[None]:
+    """Evaluation mode, if it is a module, for as long as the audit takes; every submodule's own mode comes back."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        if isinstance(model, nn.Module):
+            model.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@torch.no_grad()
+def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
+    """Run 2 K loops and check everything that can be wrong before anything is measured.
+
+    Raises:
+        ValueError: one sentence saying which: weights, device, embedding, a loop, the readout or the targets.
+    """
+    _require_one_device(maps.module, batch)
+    _require_weights(maps.module)
+    h = maps.embed(batch)
+    _require_state(h, "embed(batch)")
+    states = unroll(maps.step, h, 2 * maps.num_loops)
+    for k, state in enumerate(states):
+        _require_state(state, f"the state after loop {k} (trained: {maps.num_loops})")
+    if not torch.equal(maps.step(states[1]), states[2]):
+        raise ValueError("step gives two values for one state; fix its random numbers (dropout, noise, initial state).")
+    logits = maps.readout(states[maps.num_loops])
+    _require_state(logits, "readout(h)", what="logits (..., classes)")
+    if logits.shape[:-1] != h.shape[:-1] or logits.shape[-1] < 2:
+        got = f"{tuple(h.shape)} to {tuple(logits.shape)}"
+        raise ValueError(f"readout must give every token at least 2 logits, (..., d) to (..., classes), got {got}.")
+    if targets is None:
+        targets = _next_tokens(batch, h)
+    elif targets.shape != h.shape[:-1] or targets.is_floating_point():
+        shape, given = tuple(h.shape[:-1]), f"{tuple(targets.shape)} of {targets.dtype}"
+        raise ValueError(f"targets must be integers of shape {shape}, one class a token (-100: none), got {given}.")
+    if targets is not None:
+        targets = targets.to(h.device).long()
+        named = targets[targets != IGNORED]
+        if len(named) == 0 or named.min() < 0 or named.max() >= logits.shape[-1]:
+            raise ValueError(f"targets must name classes 0 to {logits.shape[-1] - 1} (-100: none), and at least one.")
+    return Subject(maps=maps, batch=batch, states=states, targets=targets)
+
+
+def tokens_of(batch: Any) -> Tensor | None:
+    """The token ids in a batch: the batch itself, or its `input_ids`."""
+    if isinstance(batch, Mapping):
+        batch = batch.get("input_ids")
+    integer = isinstance(batch, Tensor) and not batch.is_floating_point() and batch.dtype != torch.bool
+    return batch if integer else None
+
+
+def _next_tokens(batch: Any, h: Tensor) -> Tensor | None:
+    tokens = tokens_of(batch)
+    if tokens is None or tokens.shape != h.shape[:-1] or tokens.ndim == 0 or tokens.shape[-1] < 2:
+        return None
+    none = tokens.new_full((*tokens.shape[:-1], 1), IGNORED)
+    return torch.cat([tokens[..., 1:], none], dim=-1)
+
+
+def _require_weights(module: nn.Module | None) -> None:
+    if module is None:
+        return
+    if next(module.parameters(), None) is None:
+        raise ValueError(f"the model ({type(module).__name__}) has no parameters; pass the module that holds them.")
+    for name, tensor in module.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"the parameter '{name}' holds NaN or infinite values; load a checkpoint that has none.")
+
+
+def _require_one_device(module: nn.Module | None, batch: Any) -> None:
+    given = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+    devices = {x.device for x in given if isinstance(x, Tensor)}
+    first = None if module is None else next(module.parameters(), None)
+    if first is None or not devices:
+        return
+    home = first.device
+    if devices != {home}:
+        raise ValueError(f"the model is on {home} and the batch on {', '.join(map(str, devices))}; move one of them.")
+
+
+def _require_state(h: object, name: str, what: str = "states (..., d)") -> None:
+    if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim < 2:
+        got = f"{tuple(h.shape)} of {h.dtype}" if isinstance(h, Tensor) else type(h).__name__
+        raise ValueError(f"{name} must be a floating-point tensor of {what}, got {got}.")
+    if not torch.isfinite(h).all():
+        raise ValueError(f"{name} holds NaN or infinite values; audit a checkpoint, batch and dtype that give none.")

@@ -1,0 +1,115 @@
+"""The command `loopsight`: `loopsight audit RUN | --factory package.module:build | --hf NAME`.
+
+Exit status: 0 whatever the audit finds (1 where --fail-on asks for it), 1 for a model that cannot be audited, 2 for a
+request that cannot be carried out. A failure is one sentence.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from loopsight.auditing.report import AuditReport
+from loopsight.auditing.request import AuditFailed, CannotAsk, Request, model_and_batch, one_line
+from loopsight.auditing.run import audit
+from loopsight.auditing.wording import in_words
+
+INSTALL = 'pip install "loopsight[cli]"'
+USAGE = """usage: loopsight audit [RUN] [--factory package.module:build] [--hf NAME] ...
+What can the loss of a looped model not see, does the recurrence keep it, and what would help?
+All options: loopsight audit -h"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if given[:1] != ["audit"]:
+        print(USAGE, file=sys.stderr)
+        return 2
+    try:
+        return _audit(_parsed(given[1:]))
+    except CannotAsk as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except AuditFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written.", file=sys.stderr)
+        return 1
+
+
+def _parsed(given: list[str]) -> Request:
+    try:
+        import tyro
+    except ImportError as error:
+        raise CannotAsk(f"the package tyro is missing; install it with: {INSTALL}.") from error
+    if given and not given[0].startswith("-"):
+        given = ["--run", *given]
+    try:
+        return tyro.cli(Request, args=given, prog="loopsight audit [RUN]")
+    except SystemExit as stop:
+        if stop.code:
+            raise CannotAsk("see above; `loopsight audit -h` lists what can be asked.") from stop
+        raise
+
+
+def _audit(arguments: Request) -> int:
+    if arguments.html:
+        _require_figures()
+    model, batch, notes = model_and_batch(arguments)
+    try:
+        report = audit(
+            model, batch, num_loops=arguments.loops, groups=arguments.groups, symmetries=arguments.symmetries
+        )
+    except ValueError as error:
+        raise AuditFailed(f"the model cannot be audited: {error}") from error
+    except Exception as error:  # whatever the user's own code raises
+        raise AuditFailed(
+            f"the model failed while it was audited ({type(error).__name__}: {one_line(error)}); "
+            "run embed, step and readout on this batch by themselves to see where."
+        ) from error
+    name = arguments.factory or arguments.hf or (arguments.run.resolve().name if arguments.run else report.name)
+    report = dataclasses.replace(report, name=name, notes=(*notes, *report.notes))
+    print(in_words(report))
+    _write(report, arguments)
+    return 1 if _failed(report, arguments.fail_on) else 0
+
+
+def _failed(report: AuditReport, fail_on: str) -> bool:
+    if fail_on == "nothing":
+        return False
+    return not report.valid or bool(report.blind if fail_on == "blind" else report.blind_and_active)
+
+
+def _write(report: AuditReport, arguments: Request) -> None:
+    written = {".json": report.to_json()}
+    if arguments.html:
+        from loopsight.auditing.page import html
+
+        written[".html"] = html(report)
+    for suffix, text in written.items():
+        path = arguments.out.with_name(arguments.out.name + suffix)
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise AuditFailed(f"cannot write {path} ({error}); name another place with --out.") from error
+        print(f"written: {path}")
+
+
+def _require_figures() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise CannotAsk(
+            f"figures need matplotlib, which is missing; install it with: {INSTALL}, or pass --no-html."
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

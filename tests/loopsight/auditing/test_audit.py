@@ -1,0 +1,204 @@
+"""The audit of a small model in plain torch: verdicts, what they must not depend on, and what is refused."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from loopsight import AuditReport, LoopedMaps, audit
+
+
+def verdicts(report: AuditReport) -> dict[str, str]:
+    return {direction.kind: direction.verdict for direction in report.directions}
+
+
+@pytest.fixture
+def report(make_model, tokens):
+    return audit(make_model(), tokens)
+
+
+def test_a_normed_readout_on_a_residual_loop_is_blind_and_active_in_the_scale_alone(report):
+    assert report.valid
+    assert verdicts(report) == {"scale": "blind and active", "mean": "visible"}
+    assert report.directions[0].visibility < 1e-12 < 1e-2 < report.directions[1].visibility
+    assert abs(report.directions[0].activity - 1.0) < 0.05
+    assert report.epsilon_leak < 1e-6 and min(report.least_visible) > 1e-3
+
+
+def test_a_raw_readout_is_visible(make_model, tokens):
+    report = audit(make_model(normed=False), tokens)
+    assert report.valid and not report.blind and report.remedies == ()
+    assert report.readout_degree == pytest.approx(1.0, abs=1e-6) and report.epsilon_leak is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"between": True}, "blind but removed"), ({"damping": 0.5}, "blind but contracted")],
+)
+def test_what_the_recurrence_does_not_keep(make_model, tokens, options, expected):
+    report = audit(make_model(**options), tokens)
+    assert verdicts(report)["scale"] == expected and report.remedies == ()
+    assert [p.loops_until_stagnation for p in report.growth.low_precision] == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_verdicts_do_not_depend_on_the_dtype(report, make_model, tokens, dtype):
+    low = audit(make_model().to(dtype), tokens)
+    assert low.valid and low.dtype == str(dtype).removeprefix("torch.")
+    assert verdicts(low) == verdicts(report)
+    assert low.directions[0].visibility < 1e-12
+
+
+def test_the_verdicts_do_not_depend_on_the_batch(report, make_model, tokens):
+    assert verdicts(audit(make_model(), tokens.flip(-1)[:1, :9])) == verdicts(report)
+
+
+def test_the_verdicts_do_not_depend_on_compilation(report, make_model, tokens):
+    model = make_model()
+    maps = LoopedMaps(
+        embed=model.embed,
+        step=torch.compile(model.step, backend="eager"),
+        readout=torch.compile(model.readout, backend="eager"),
+        num_loops=3,
+        module=model,
+    )
+    compiled = audit(maps, tokens)
+    assert verdicts(compiled) == verdicts(report)
+    assert compiled.directions[0].activity == pytest.approx(report.directions[0].activity, rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_verdicts_do_not_depend_on_the_device(report, make_model, tokens):
+    assert verdicts(audit(make_model().cuda(), tokens.cuda())) == verdicts(report)
+
+
+def test_the_model_is_left_as_it_was(make_model, tokens):
+    model = make_model().train()
+    before = copy.deepcopy(model.state_dict())
+    audit(model, tokens)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_asked_groups_are_judged_and_hidden_ones_are_detected(make_model, tokens):
+    asked = audit(make_model(), tokens, groups=4)
+    assert verdicts(asked)["group scale"] == "visible"
+    model = make_model()
+    model.norm = lambda h: F.rms_norm(h.unflatten(-1, (4, -1)), (6,), eps=1e-6).flatten(-2)
+    found = {d.kind: d for d in audit(model, tokens).directions}
+    assert found["group scale"].dimension == 4 and found["group scale"].verdict == "blind and active"
+
+
+def test_a_penalty_makes_the_scale_visible(report, make_model, tokens):
+    seen = audit(make_model(), tokens, penalty=lambda h: 0.01 * h.square().mean(-1))
+    assert verdicts(seen)["scale"] == "visible" and verdicts(report)["scale"] == "blind and active"
+
+
+def test_growth_is_predicted_within_its_bounds(report):
+    assert report.growth.regime_number < 0.5
+    assert [f.loops for f in report.growth.forecasts] == [3, 6, 12, 24]
+    for forecast in report.growth.forecasts:
+        assert forecast.low <= forecast.observed <= forecast.high
+        assert forecast.predicted == pytest.approx(forecast.observed, rel=0.1)
+
+
+def test_the_clamps_cost_what_blindness_says(report, make_model, tokens):
+    assert abs(report.loss.decode_clamp.estimate) < 1e-5
+    raw = audit(make_model(normed=False), tokens)
+    assert abs(raw.loss.decode_clamp.estimate) > 1e-3
+    assert report.loss.k_gap.low <= report.loss.k_gap.estimate <= report.loss.k_gap.high
+
+
+def test_parameter_symmetries_are_counted(report, make_model, tokens):
+    """Up bias, SiLU and the attention-free mix leave two: head against nothing, writers and embedding together."""
+    assert report.gauge.dimension == 1
+    assert {"table.weight", "mix.weight", "down.weight"} <= set(report.gauge.generators[0].tensors)
+    assert audit(make_model(normed=False), tokens).gauge.dimension == 1  # the head can undo it
+    assert report.gauge.largest_blind < 1e-3 * report.gauge.smallest_visible
+
+
+def test_a_report_survives_json(report):
+    assert AuditReport.from_json(report.to_json()) == report
+    with pytest.raises(ValueError, match="this version"):
+        AuditReport.from_json('{"version": 0}')
+
+
+def test_a_report_speaks(report):
+    assert str(report).startswith("BLIND AND ACTIVE: the readout cannot see the scale")
+
+
+def test_a_readout_that_answers_to_nothing_makes_the_audit_invalid(make_model, tokens):
+    model = make_model()
+    model.head = nn.Linear(24, 40)
+    nn.init.zeros_(model.head.weight)
+    report = audit(model, tokens)
+    assert not report.valid and str(report).startswith("AUDIT INVALID")
+
+
+def test_a_gradient_cut_by_the_model_is_no_blindness(make_model, tokens):
+    """The early loops of some models run without gradient: values decide, so the verdict stays."""
+    model = make_model(normed=False)
+    step = model.step
+    model.step = torch.no_grad()(step)
+    report = audit(model, tokens)
+    assert report.valid and not report.blind
+
+
+def test_a_readout_that_hides_its_derivative_is_judged_by_its_values(make_model, tokens):
+    for normed, expected in ((False, "visible"), (True, "blind and active")):
+        model = make_model(normed=normed)
+        honest = model.readout
+        model.readout = lambda h, honest=honest: honest(h.detach())
+        report = audit(model, tokens)
+        assert report.valid and verdicts(report)["scale"] == expected
+        assert len([note for note in report.notes if "finite differences" in note]) == 2
+
+
+def broken(model, **changes):
+    maps = LoopedMaps(embed=model.embed, step=model.step, readout=model.readout, num_loops=3, module=model)
+    return replace(maps, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed": lambda t: torch.full((3, 20, 24), torch.nan)}, "embed.batch. holds NaN"),
+        ({"step": lambda h: h * torch.inf}, "after loop 1 .trained: 3. holds NaN"),
+        ({"step": lambda h: h[..., :5]}, "must keep the shape"),
+        ({"step": lambda h: h + torch.rand_like(h)}, "two values for one state"),
+        ({"readout": lambda h: h.sum(-1)}, "logits"),
+        ({"module": nn.Identity()}, "no parameters"),
+        ({"num_loops": 0}, "num_loops must be at least 1"),
+    ],
+)
+def test_what_cannot_be_audited_is_named(make_model, tokens, changes, message):
+    with pytest.raises(ValueError, match=message):
+        audit(broken(make_model(), **changes), tokens)
+
+
+def test_bad_weights_targets_and_devices_are_named(make_model, tokens):
+    model = make_model()
+    with torch.no_grad():
+        model.up.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="'up.weight' holds NaN"):
+        audit(model, tokens)
+    with pytest.raises(ValueError, match="targets must be integers of shape"):
+        audit(make_model(), tokens, targets=tokens[:, :5])
+    with pytest.raises(ValueError, match="classes 0 to 39"):
+        audit(make_model(), tokens, targets=tokens + 40)
+    with pytest.raises(ValueError, match="the model is on meta and the batch on cpu"):
+        audit(broken(model, module=copy.deepcopy(model).to("meta")), tokens)
+    with pytest.raises(ValueError, match="must be a torch module"):
+        audit("model", tokens)
+
+
+def test_without_targets_there_is_no_loss_and_the_report_says_so(make_model, tokens):
+    model = make_model()
+    maps = LoopedMaps(embed=lambda h: h, step=model.step, readout=model.readout, num_loops=3, module=model)
+    report = audit(maps, model.embed(tokens).detach())
+    assert report.loss is None and any("no targets" in note for note in report.notes)
+    assert verdicts(report)["scale"] == "blind and active"

@@ -1,0 +1,51 @@
+"""Float64 arithmetic over low-precision weights, without touching them."""
+
+import copy
+
+import pytest
+import torch
+
+from loopsight.auditing.exact import exact_arithmetic
+from loopsight.derivatives import differentiable_kernels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_is_what_a_float64_copy_computes_in_both_modes(make_model, tokens, dtype):
+    model = make_model().to(dtype)
+    copied = copy.deepcopy(model).double()
+    h = model.embed(tokens).detach().double()
+
+    def run(which):
+        def both(x):
+            return which.readout(which.step(x))
+
+        tangent = torch.func.jvp(both, (h,), (h.sin(),))[1]
+        value, pull = torch.func.vjp(both, h)
+        return value.detach(), tangent.detach(), pull(value.cos())[0].detach()
+
+    # The copy's own norm casts nothing of a float64 state; the low-precision model's casts are what is undone.
+    with differentiable_kernels():
+        expected = run(copied)
+    with exact_arithmetic():
+        found = run(model)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_outside_of_it_dtypes_do_not_mix(make_model, tokens):
+    """Negative control."""
+    model = make_model()
+    h = model.embed(tokens).detach().double()
+    with pytest.raises(RuntimeError, match="dtype"):
+        model.step(h)
+    with exact_arithmetic():
+        model.step(h)
+    with pytest.raises(RuntimeError, match="dtype"):
+        model.step(h)
+
+
+def test_what_starts_in_low_precision_stays_there(make_model, tokens):
+    model = make_model()
+    with exact_arithmetic():
+        assert model.step(model.embed(tokens)).dtype == torch.float32

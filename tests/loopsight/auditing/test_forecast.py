@@ -1,0 +1,86 @@
+"""Forecasts of the norm: exact where the model of a step is, silent outside its regime."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from loopsight import unroll
+from loopsight.auditing.forecast import growth
+from loopsight.auditing.losses import bootstrap
+
+D = 12
+
+
+def observed(step, h, loops):
+    states = unroll(step, h, loops)
+    return {k: state.norm(dim=-1).mean().item() for k, state in enumerate(states)}, states
+
+
+def start(scale=10.0):
+    return scale * torch.randn(5, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.5, 0.0])
+def test_a_constant_displacement_is_forecast_exactly(gain):
+    added = torch.ones(D, dtype=torch.float64)
+
+    def step(h):
+        return gain * h + added
+
+    seen, states = observed(step, start(), 32)
+    found = growth(step, states[1], states[4], 4, seen)
+    assert found.gain == pytest.approx(gain, abs=1e-9)
+    for forecast in found.forecasts:
+        assert forecast.predicted == pytest.approx(forecast.observed, rel=1e-6)
+        assert forecast.low - 1e-6 <= forecast.observed <= forecast.high + 1e-6
+
+
+def test_a_displacement_that_turns_with_the_state_stays_within_its_bounds():
+    mix = torch.randn(D, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / D**0.5
+
+    def step(h):
+        u = F.normalize(h, dim=-1)
+        return h + torch.tanh(3.0 * u @ mix) + 0.5 * u
+
+    seen, states = observed(step, start(), 64)
+    for forecast in growth(step, states[1], states[8], 8, seen).forecasts:
+        assert forecast.low <= forecast.observed <= forecast.high
+        assert forecast.predicted == pytest.approx(forecast.observed, rel=0.05)
+
+
+def test_a_linear_map_is_not_forecast():
+    """Negative control: it grows by a factor, and its displacement depends on the scale."""
+    mix = torch.randn(D, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def step(h):
+        return h + h @ mix
+
+    seen, states = observed(step, start(), 4)
+    found = growth(step, states[1], states[2], 2, seen)
+    assert found.regime_number > 0.5
+    assert [forecast.predicted for forecast in found.forecasts] == [None] * 4
+
+
+def test_a_low_precision_stream_stops_after_two_to_the_significand():
+    found = growth(lambda h: h + 1.0, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    by_name = {p.dtype: p for p in found.low_precision}
+    assert 2**8 - 1 <= by_name["bfloat16"].loops_until_stagnation <= 1.5 * 2**8
+    assert 2**11 - 1 <= by_name["float16"].loops_until_stagnation <= 1.5 * 2**11
+    assert math.isinf(by_name["float16"].loops_until_overflow)
+    fast = growth(lambda h: h + 100.0, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    assert {p.dtype: p for p in fast.low_precision}["float16"].loops_until_overflow == pytest.approx(655, abs=1)
+
+
+def test_the_bootstrap_covers_the_mean_and_names_its_unit():
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(100):
+        values = torch.randn(20, 7, generator=generator) + torch.randn(20, 1, generator=generator)
+        interval = bootstrap(values)
+        hits += interval.low <= 0.0 <= interval.high
+        assert (interval.unit, interval.count) == ("sequences", 20)
+    assert 80 <= hits <= 99
+    few = bootstrap(torch.tensor([[1.0, 2.0, float("nan")]]))
+    assert (few.unit, few.count, few.estimate) == ("tokens", 2, 1.5)

@@ -1,0 +1,151 @@
+"""The command `loopsight audit`: what it prints and writes, its exit statuses, its one-sentence failures."""
+
+import json
+import sys
+
+import pytest
+
+from loopsight import AuditReport, cli
+
+FACTORY = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Looped(nn.Module):
+    num_loops = 2
+
+    def __init__(self, normed=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.up, self.down = nn.Embedding(30, 16), nn.Linear(16, 40), nn.Linear(40, 16)
+        self.head, self.normed = nn.Linear(16, 30, bias=False), normed
+
+    def embed(self, tokens):
+        return 3 * self.table(tokens)
+
+    def step(self, h):
+        return h + self.down(F.silu(self.up(F.rms_norm(h, (16,), eps=1e-6))))
+
+    def readout(self, h):
+        return self.head(F.rms_norm(h, (16,), eps=1e-6) if self.normed else h)
+
+
+def blind(folder=None):
+    return Looped()
+
+
+def visible():
+    return Looped(normed=False), torch.arange(30).view(2, 15)
+
+
+def batch(folder):
+    return torch.arange(30).view(3, 10)
+
+
+def raises():
+    raise RuntimeError("no weights\\nhere")
+
+
+def nothing():
+    return 3
+
+
+def nan():
+    model = Looped()
+    nn.init.constant_(model.up.weight, float("nan"))
+    return model
+
+
+def fails():
+    model = Looped()
+    model.head = nn.Linear(17, 30)
+    return model
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    (tmp_path / "their_model.py").write_text(FACTORY, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("their_model", None)
+
+
+def run(*arguments):
+    return cli.main(["audit", *arguments, "--sequences", "2", "--length", "10"])
+
+
+def test_a_factory_is_audited_and_the_verdict_comes_first(workplace, capsys):
+    assert run("--factory", "their_model:blind") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("BLIND AND ACTIVE") and "random token ids" in printed
+    report = AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8"))
+    assert report.blind_and_active
+    page = (workplace / "audit.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 and "BLIND AND ACTIVE" in page and "http" not in page.split("<svg")[0]
+    assert sorted(path.name for path in workplace.glob("audit*")) == ["audit.html", "audit.json"]
+
+
+def test_a_run_folder_names_its_factory_and_its_batch(workplace, capsys):
+    names = {"factory": "their_model:blind", "batch": "their_model:batch"}
+    (workplace / "run").mkdir()
+    (workplace / "run" / "config.json").write_text(json.dumps(names), encoding="utf-8")
+    assert run("run", "--no-html") == 0
+    assert "random token ids" not in capsys.readouterr().out
+    assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).tokens == 30
+    assert not (workplace / "audit.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "fail_on", "status"),
+    [("blind", "blind", 1), ("blind", "active", 1), ("visible", "blind", 0), ("visible", "active", 0)],
+)
+def test_fail_on(workplace, factory, fail_on, status):
+    assert run("--factory", f"their_model:{factory}", "--fail-on", fail_on, "--no-html") == status
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["--factory", "their_model:raises"], 1, "raised RuntimeError: no weights here; call it by itself"),
+        (["--factory", "their_model:nothing"], 1, "returned int; it must return a torch module or LoopedMaps"),
+        (["--factory", "their_model:nan"], 1, "the parameter 'up.weight' holds NaN"),
+        (["--factory", "their_model:fails"], 1, "the model failed while it was audited (RuntimeError"),
+        (["--factory", "their_model:missing"], 2, "has no function missing"),
+        (["--factory", "no_such_module:x"], 2, "cannot import no_such_module"),
+        (["--factory", "their_model"], 2, "write package.module:function"),
+        (["nowhere"], 2, "is nowhere the folder of a run?"),
+        ([], 2, "name one model"),
+        (["--factory", "a:b", "--hf", "c"], 2, "got factory and hf"),
+        (["--factory", "their_model:blind", "--ids", "none.txt"], 2, "cannot read none.txt"),
+        (["--factory", "their_model:blind", "--text", "their_model.py"], 2, "pass --ids"),
+        (["--factory", "their_model:blind", "--unknown"], 2, "loopsight audit -h"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_a_status(workplace, capsys, arguments, status, sentence):
+    assert run(*arguments) == status
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ") and sentence in said
+    assert not list(workplace.glob("audit*"))
+
+
+def test_ids_from_a_file_are_the_batch(workplace):
+    (workplace / "ids.txt").write_text(" ".join(str(n % 30) for n in range(45)), encoding="utf-8")
+    assert run("--factory", "their_model:blind", "--ids", "ids.txt", "--no-html") == 0
+    report = AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8"))
+    assert report.tokens == 20 and not [note for note in report.notes if "random" in note]
+
+
+def test_no_command_is_usage(capsys):
+    assert cli.main([]) == 2 and cli.main(["monitor"]) == 2
+    assert "usage: loopsight audit" in capsys.readouterr().err
+
+
+def test_figures_without_matplotlib_name_the_line_that_installs_it(workplace, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("--factory", "their_model:blind") == 2
+    assert 'pip install "loopsight[cli]"' in capsys.readouterr().err
+    assert run("--factory", "their_model:blind", "--no-html") == 0

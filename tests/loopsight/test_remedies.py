@@ -1,0 +1,193 @@
+"""Every remedy, checked by auditing again, and by training with it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from loopsight import LoopedMaps, audit, remedies
+
+WIDTH, CLASSES, LOOPS = 16, 24, 4
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 48), nn.Linear(48, WIDTH)
+
+    def forward(self, h):
+        return h + self.down(F.silu(self.up(F.rms_norm(h, (WIDTH,), eps=1e-6))))
+
+
+class Model(nn.Module):
+    """A residual block looped, behind an RMSNorm readout: blind and active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.block = nn.Embedding(CLASSES, WIDTH), Block()
+        self.head = nn.Linear(WIDTH, CLASSES, bias=False)
+        self.num_loops = LOOPS
+
+    def embed(self, tokens):
+        return self.table(tokens)
+
+    def step(self, h):
+        return self.block(h)
+
+    def readout(self, h):
+        return self.head(F.rms_norm(h, (WIDTH,), eps=1e-6))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Model()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(CLASSES, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def maps(model):
+    return LoopedMaps(embed=model.embed, step=model.step, readout=model.readout, num_loops=LOOPS, module=model)
+
+
+def scale(subject, tokens, **options):
+    return audit(subject, tokens, symmetries=False, **options).directions[0].verdict
+
+
+def test_auditing_again_confirms_every_remedy(maps, tokens):
+    report = audit(maps, tokens, symmetries=False)
+    assert report.directions[0].verdict == "blind and active"
+    settings = {remedy.name: remedy.setting for remedy in report.remedies}
+    predicted = {remedy.name: remedy.verdict for remedy in report.remedies}
+    assert set(settings) == {"norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping"}
+    seen = {
+        "raw readout": scale(remedies.with_raw_readout(maps, settings["raw readout"]), tokens),
+        "between-loop norm": scale(remedies.with_between_norm(maps, settings["between-loop norm"]), tokens),
+        "damping": scale(remedies.with_damping(maps, settings["damping"]), tokens),
+        "norm penalty": scale(maps, tokens, penalty=remedies.token_penalty(settings["norm penalty"])),
+    }
+    assert seen == {name: predicted[name] for name in seen}
+
+
+def test_final_only_readouts_are_blind_at_the_last_loop_alone(maps, tokens):
+    readouts = remedies.final_only_readouts(maps.readout, LOOPS, 2.0)
+    h = maps.embed(tokens)
+    changes = [(readout(2 * h) - readout(h)).abs().max().item() for readout in readouts]
+    assert len(readouts) == LOOPS and changes[-1] < 1e-4 < 1e-1 < min(changes[:-1])
+
+
+def test_predicted_norms_are_those_seen_under_the_remedy(maps, tokens):
+    report = audit(maps, tokens, symmetries=False)
+    found = {remedy.name: remedy for remedy in report.remedies}
+    looped = {
+        "between-loop norm": remedies.with_between_norm(maps, found["between-loop norm"].setting),
+        "damping": remedies.with_damping(maps, found["damping"].setting),
+    }
+    for name, changed in looped.items():
+        h = maps.embed(tokens).detach()
+        for _ in range(8 * LOOPS):
+            h = changed.step(h).detach()
+        assert h.norm(dim=-1).mean().item() == pytest.approx(found[name].l2_norm, rel=0.35), name
+    free = report.growth.forecasts[-1].observed
+    assert all(found[name].l2_norm < free for name in looped)
+
+
+def test_a_raw_readout_is_the_head_on_the_state_itself(model):
+    h = 7.0 * torch.randn(5, WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(remedies.raw_readout(model.readout, h, 2.0), model.head(h) / 2.0)
+
+
+def test_the_penalty_is_the_mean_square_of_all_states():
+    states = [torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 4.0)]
+    assert remedies.norm_penalty(states, 0.1).item() == pytest.approx(0.1 * (4 + 16) / 2)
+    torch.testing.assert_close(remedies.token_penalty(0.1)(states[0]), torch.full((2, 3), 0.4))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: remedies.norm_penalty([], 0.1),
+        lambda: remedies.norm_penalty([torch.ones(2)], -1.0),
+        lambda: remedies.Damped(nn.Identity(), 1.0),
+        lambda: remedies.final_only_readouts(lambda h: h, 1, 1.0),
+        lambda: remedies.with_raw_readout(None, 0.0),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(call):
+    with pytest.raises((ValueError, TypeError)):
+        call()
+
+
+def trained_norm(model, loss, *, steps=150, noise=0.5):
+    """Mean norm at the last loop after a short training run: successors of a fixed table, some of them random."""
+    with torch.no_grad():
+        model.head.weight.mul_(8.0)  # a head for which the states are too large, to those who can see it
+    successor = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(1))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        tokens = torch.randint(CLASSES, (16, 8), generator=generator)
+        random = torch.randint(CLASSES, tokens.shape, generator=generator)
+        targets = torch.where(torch.rand(tokens.shape, generator=generator) < noise, random, successor[tokens])
+        states = [model.embed(tokens)]
+        for _ in range(LOOPS):
+            states.append(model.step(states[-1]))
+        optimiser.zero_grad()
+        loss(states[1:], targets).backward()
+        optimiser.step()
+    return states[-1].detach().norm(dim=-1).mean().item()
+
+
+def cross_entropy(readout, states, targets):
+    losses = [F.cross_entropy(readout(h).flatten(0, 1), targets.flatten()) for h in states]
+    return torch.stack(losses).mean()
+
+
+@pytest.fixture(scope="module")
+def untreated():
+    torch.manual_seed(0)
+    model = Model()
+    return trained_norm(model, lambda states, y: cross_entropy(model.readout, states, y))
+
+
+def test_training_with_a_penalty_holds_the_norm(model, untreated):
+    def loss(states, targets):
+        return cross_entropy(model.readout, states, targets) + remedies.norm_penalty(states, 0.1)
+
+    assert trained_norm(model, loss) < 0.5 * untreated
+
+
+def trained_raw(model, **options):
+    def loss(states, targets):
+        return cross_entropy(lambda h: remedies.raw_readout(model.readout, h, 1.0), states, targets)
+
+    return trained_norm(model, loss, **options)
+
+
+def test_training_with_a_readout_that_sees_the_scale_holds_the_norm(model, untreated):
+    assert trained_raw(model) < 0.8 * untreated
+
+
+def test_but_on_data_that_can_be_fitted_wholly_it_does_not(model):
+    """Negative control, theory P6 (c): without a calibrated optimum the logits, and the norm, grow on."""
+    noisy, fitted = (trained_raw(type(model)(), noise=noise, steps=250) for noise in (0.5, 0.0))
+    assert fitted > 1.5 * noisy
+
+
+@pytest.mark.parametrize("wrap", [remedies.BetweenNorm, lambda block: remedies.Damped(block, 0.5)])
+def test_training_with_a_wrapped_block_stops_growth_over_loops(model, wrap):
+    model.block = wrap(model.block)
+    trained_norm(model, lambda states, y: cross_entropy(model.readout, states, y), steps=60)
+    with torch.no_grad():
+        h = model.embed(torch.arange(CLASSES)[None])
+        norms = []
+        for _ in range(32):
+            h = model.step(h)
+            norms.append(h.norm(dim=-1).mean().item())
+    assert norms[31] == pytest.approx(norms[15], rel=0.05)
+    assert scale(model, torch.arange(CLASSES)[None]) in ("blind but removed", "blind but contracted")
