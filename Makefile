@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench sweep clean
+.PHONY: help run test notebooks lint format bench sweep factorial theory clean
 
 help:
 	@echo "make run        environment, then train and evaluate scale_visible on CPU (ARGS=... is passed on)"
@@ -18,7 +18,9 @@ help:
 	@echo "make notebooks  execute the notebooks and compare with their stored outputs"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      speed and memory against a plain implementation"
-	@echo "make sweep      every variant, three seeds, into results/cpu (about an hour)"
+	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (under two hours)"
+	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
+	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
 
 # One environment for everything, made anew when the requirements change.
 $(VENV)/.installed: pyproject.toml
@@ -46,11 +48,26 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py all
+	$(BIN)/python benchmarks/monitor.py --publish
+	$(BIN)/python experiments/readme.py monitor results/benchmarks/monitor.md
+	$(BIN)/python benchmarks/planted.py
+	$(BIN)/python experiments/readme.py planted results/audit/planted.md
 
 sweep: $(VENV)/.installed
 	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --out runs/sweep --resume
 	$(BIN)/python experiments/publish.py runs/sweep results/cpu
+	$(BIN)/python experiments/report.py runs/sweep -o results/cpu/report
+	$(BIN)/python experiments/readme.py claims results/cpu/report/claims.md
+	$(BIN)/python experiments/screenshot.py results/cpu/report
+
+factorial: $(VENV)/.installed
+	$(BIN)/python experiments/run.py --variant factorial --steps 100 --snapshots 0 --out runs/factorial --resume
+	$(BIN)/python experiments/publish.py runs/factorial results/factorial
+
+theory: $(VENV)/.installed
+	$(BIN)/python experiments/propositions.py
+	$(BIN)/python experiments/long_profile.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

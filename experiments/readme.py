@@ -1,9 +1,18 @@
-"""Sections of the README that scripts write: between `<!-- NAME -->` and `<!-- /NAME -->`, never by hand."""
+"""Sections of the README that scripts write: between `<!-- NAME -->` and `<!-- /NAME -->`, never by hand.
 
+python experiments/readme.py claims results/cpu/report/claims.md
+"""
+
+import argparse
+import sys
 from pathlib import Path
 
-from experiments.errors import UsageError
-from experiments.files import atomic_path
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # the repository, not this folder
+
+from experiments.errors import UsageError, exit_status  # noqa: E402
+from experiments.files import atomic_path  # noqa: E402
 
 
 def section(text: str, name: str) -> str:
@@ -27,3 +36,19 @@ def replace_section(path: Path, name: str, content: str) -> None:
     _, closing, after = rest.partition(f"<!-- /{name} -->")
     with atomic_path(path) as temporary:
         temporary.write_text(f"{before}{opening}{content}\n{closing}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Put the text of a file into a section."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", help="name of the section")
+    parser.add_argument("text", type=Path, help="file to show there")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file that has the section")
+    arguments = parser.parse_args()
+    if not arguments.text.is_file():
+        raise UsageError(f"{arguments.text} does not exist; run the command that writes it first.")
+    replace_section(arguments.readme, arguments.section, arguments.text.read_text(encoding="utf-8").rstrip("\n"))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -59,7 +59,7 @@ def test_the_python_example_runs_and_prints_what_it_says(capsys):
     for language, block in BLOCKS:
         if language == "python":
             exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out == "tensor(True)\n"
+    assert capsys.readouterr().out == "['scale']\ntensor(True)\n"
 
 
 def test_paths_and_tests_named_exist():
@@ -71,7 +71,16 @@ def test_paths_and_tests_named_exist():
 
 
 @pytest.mark.parametrize(
-    ("name", "stored"), [("cpu", "results/cpu/comparison.md"), ("benchmarks", "results/benchmarks/training.md")]
+    ("name", "stored"),
+    [
+        ("cpu", "results/cpu/comparison.md"),
+        ("claims", "results/cpu/report/claims.md"),
+        ("factorial", "results/factorial/factorial.md"),
+        ("propositions", "results/theory/propositions.md"),
+        ("planted", "results/audit/planted.md"),
+        ("benchmarks", "results/benchmarks/training.md"),
+        ("monitor", "results/benchmarks/monitor.md"),
+    ],
 )
 def test_tables_are_those_of_the_committed_results(name, stored):
     assert section(README, name) == (ROOT / stored).read_text(encoding="utf-8").strip("\n")
