@@ -8,7 +8,7 @@ rule between checkpoints is exact up to third order in the step, and its error i
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,10 +117,9 @@ def attribute_growth(
     groups = {name: (name,) for name in checkpoints[0]} if groups is None else groups
     _require_partition(groups, checkpoints[0])
 
-    path = _subdivided(checkpoints, segments)
-    first, before = log_norm_gradient(quantity, path[0])
+    first, before = log_norm_gradient(quantity, checkpoints[0])
     contributions, value = dict.fromkeys(groups, 0.0), first
-    for start, end in itertools.pairwise(path):
+    for start, end in itertools.pairwise(_subdivided(checkpoints, segments)):
         value, after = log_norm_gradient(quantity, end)
         for group, names in groups.items():
             contributions[group] += sum(_trapezoid(before[n], after[n], start[n], end[n]) for n in names)
@@ -134,13 +133,13 @@ def _trapezoid(before: Tensor, after: Tensor, start: Float[Tensor, "..."], end: 
     return ((before + after) * (end - start).detach()).sum().item() / 2
 
 
-def _subdivided(checkpoints: Sequence[Parameters], segments: int) -> list[Parameters]:
-    path = [checkpoints[0]]
+def _subdivided(checkpoints: Sequence[Parameters], segments: int) -> Iterator[Parameters]:
+    """One point after the other: of a large model no more than a few are held."""
+    yield checkpoints[0]
     for start, end in itertools.pairwise(checkpoints):
         for n in range(1, segments):
-            path.append({name: start[name].lerp(end[name], n / segments) for name in start})
-        path.append(end)
-    return path
+            yield {name: start[name].lerp(end[name], n / segments) for name in start}
+        yield end
 
 
 def _require_partition(groups: Mapping[str, Sequence[str]], parameters: Parameters) -> None:

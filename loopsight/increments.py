@@ -24,6 +24,9 @@ from loopsight.responses import shape_keeping
 Step = Callable[[Tensor], Tensor]
 
 
+FAR = 1e3  # at least so many times the state itself
+
+
 @dataclass(frozen=True, kw_only=True)
 class Increment:
     """One step seen from the state it started from, for every token. Euclidean units.
@@ -193,7 +196,9 @@ def second_order_step(sublayers: Sequence[Step], h: Float[Tensor, "*batch d"]) -
     require_double_states(h)
     if not sublayers:
         raise ValueError("sublayers must hold at least one residual step x -> x + branch(norm(x)), got none.")
-    factor = LARGE / h.norm(dim=-1).max()  # scales in their ratio, the largest where b keeps ten digits
+    # Scales stay in their ratio: the largest where b keeps ten digits, or farther, from a state that is large itself.
+    largest = h.norm(dim=-1).max()
+    factor = torch.clamp(LARGE / largest, min=FAR)
     far = factor * h
     displacement, correction = torch.zeros_like(h), torch.zeros_like(h)
     for number, sublayer in enumerate(sublayers):

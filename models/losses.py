@@ -182,15 +182,15 @@ def looped_loss(
     supervised = [k for k, weight in enumerate(weights) if weight != 0.0]
     features = torch.cat([model.readout_features(states[k], is_last=k == num_loops - 1) for k in supervised])
     rows = targets.numel()
-    row_weights = torch.tensor([weights[k] / rows for k in supervised], device=tokens.device, dtype=torch.float64)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    # Filled on the device, and below copied row by row: a list copied to a GPU, or used as an index, waits for it.
+    row_weights = torch.cat([features.new_full((rows,), weights[k] / rows, dtype=dtype) for k in supervised])
     total, row_losses = chunked_cross_entropy(
-        features.flatten(0, 1),
-        model.head_weight,
-        targets.flatten().repeat(len(supervised)),
-        row_weights.to(torch.promote_types(features.dtype, torch.float32)).repeat_interleave(rows),
+        features.flatten(0, 1), model.head_weight, targets.flatten().repeat(len(supervised)), row_weights
     )
     cross_entropy = torch.full((num_loops,), torch.nan, device=tokens.device, dtype=row_losses.dtype)
-    cross_entropy[supervised] = row_losses.view(len(supervised), rows).mean(1)
+    for k, mean in zip(supervised, row_losses.view(len(supervised), rows).mean(1), strict=True):
+        cross_entropy[k] = mean
     if supervision.norm_penalty is not None:
         mean_square = torch.stack([h.square().mean() for h in states]).mean()
         total = total + supervision.norm_penalty * mean_square

@@ -85,7 +85,8 @@ class Norm(nn.Module):
             x = x - x.mean(-1, keepdim=True)
         if self.gain is None:
             y = rms_normalise(x, self.eps).view_as(h)
-        elif self.num_groups == 1:
+        elif self.num_groups == 1 and not torch.compiler.is_compiling():
+            # A compiler fuses the plain form by itself, and would cut its graph at a function with a jvp.
             y = _GainedRMS.apply(x, self.gain, self.eps)
         else:
             y = rms_normalise(x, self.eps).view_as(h) * self.gain

@@ -103,15 +103,18 @@ def decode(
     """Decode states a few hundred rows at a time, so that the logits of no more are ever held.
 
     Args:
-        model: its readout is used, in the dtype of `h` (or autocast's).
+        model: its readout is used, in its own dtype or a wider one of `h`.
         h: states (..., d).
         targets: next-token ids, (...).
         is_last: decode as after the last loop.
     """
-    features = model.readout_features(h, is_last=is_last).reshape(-1, h.shape[-1])
-    rows = default_chunk_rows(features.device)
-    chunks = zip(features.split(rows), targets.reshape(-1, 1).split(rows), strict=True)
-    columns = zip(*(_decode_rows(F.linear(x, model.head_weight), target) for x, target in chunks), strict=True)
+    # Without autocast: bfloat16 logits would leave few distinct margins, and errors of the size of a clamp's effect.
+    with torch.autocast(h.device.type, enabled=False):
+        h = h.to(torch.promote_types(h.dtype, model.head_weight.dtype))
+        features = model.readout_features(h, is_last=is_last).reshape(-1, h.shape[-1])
+        rows = default_chunk_rows(features.device)
+        chunks = zip(features.split(rows), targets.reshape(-1, 1).split(rows), strict=True)
+        columns = zip(*(_decode_rows(F.linear(x, model.head_weight), target) for x, target in chunks), strict=True)
     cross_entropy, margin, entropy = (torch.cat(column).view(targets.shape) for column in columns)
     return Decoded(cross_entropy=cross_entropy, margin=margin, entropy=entropy)
 

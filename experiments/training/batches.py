@@ -41,7 +41,9 @@ class Windows:
         """Inputs and next-token targets of step 0, 1, ..., each (batch, context), int64."""
         first = step * self.batch_size
         picks = [self._start(index) for index in range(first, first + self.batch_size)]
-        starts = torch.as_tensor(np.array(picks), device=self.tokens.device)
+        starts = torch.from_numpy(np.array(picks))
+        if self.tokens.is_cuda:  # from pinned memory, so that the copy does not wait for the GPU
+            starts = starts.pin_memory().to(self.tokens.device, non_blocking=True)
         windows = self.tokens[starts[:, None] + self.offsets]
         return windows[:, :-1], windows[:, 1:]
 

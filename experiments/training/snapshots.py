@@ -15,7 +15,7 @@ def snapshot_steps(steps: int, count: int) -> set[int]:
     """Step 0 and up to `count` later ones, evenly spaced in the logarithm, the last of the run among them."""
     if count == 0:
         return set()
-    return {0, *np.geomspace(1, steps, count).round().astype(int).tolist(), steps}
+    return {0, *np.geomspace(steps, 1, count).round().astype(int).tolist()}
 
 
 def save(model: nn.Module, folder: Path, step: int) -> None:

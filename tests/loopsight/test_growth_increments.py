@@ -357,3 +357,19 @@ def test_a_recurrent_cell_is_no_residual_step(h):
 def test_second_order_needs_float64(h):
     with pytest.raises(ValueError, match="must be float64, got torch.float32"):
         second_order_step(SUBLAYERS, h.float())
+
+
+@pytest.mark.parametrize("scale", [1.0, 3e5, 3e6])
+def test_the_second_order_of_a_large_state_is_taken_far_from_it(scale):
+    """At norms that trained models reach, a fixed large scale would be the state's own, and seem to rescale it."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.nn.functional.normalize(torch.randn(4, 16, generator=generator, dtype=torch.float64), dim=-1)
+    weights = [torch.randn(16, 16, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+    def branch(h, weight):
+        return 6e3 * torch.tanh(torch.nn.functional.normalize(h, dim=-1) @ weight)
+
+    step = second_order_step([lambda h, w=w: h + branch(h, w) for w in weights], scale * u)
+    expected = branch(u, weights[0]) + branch(u, weights[1])
+    worst = (step.displacement - expected).norm() / expected.norm()
+    assert worst < (2e-2 if scale == 1.0 else 1e-2)

@@ -1,0 +1,34 @@
+"""The loop body is one graph for a compiler: a graph cut at every norm would run as if it were not compiled.
+
+In a process of its own, since the types that these tests check at every call cannot be traced.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import json, torch
+from models import PRESETS, LoopedLM
+
+torch.manual_seed(0)
+model = LoopedLM(PRESETS["tiny"]).double().train()
+h = torch.randn(2, 8, PRESETS["tiny"].d_model, dtype=torch.float64, requires_grad=True)
+found = torch._dynamo.explain(model.step)(h)
+torch._dynamo.reset()
+results = []
+for step in (model.step, torch.compile(model.step, backend="aot_eager")):
+    out = step(h)
+    results.append((out, *torch.autograd.grad(out.pow(3).sum(), [h, *model.sublayers.parameters()])))
+worst = max(((a - b).norm() / a.norm()).item() for a, b in zip(*results, strict=True))
+print(json.dumps({"graphs": found.graph_count, "breaks": found.graph_break_count, "worst": worst}))
+"""
+
+
+def test_the_loop_body_is_traced_whole_and_computes_the_same():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["graphs"], found["breaks"]) == (1, 0)
+    assert found["worst"] < 1e-12
