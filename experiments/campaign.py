@@ -21,11 +21,9 @@ from experiments.files import atomic_path, read_json, write_json
 from experiments.flops import matmul_peak, synchronise, training_flops
 from experiments.measure.suite import FOLDER as MEASUREMENTS
 from experiments.measure.suite import SUITE, measure_run, read_table
-from experiments.runs import finished_summaries
+from experiments.runs import read_summary
 from experiments.training.optimiser import build_optimisers
 from experiments.training.trainer import Execution, build_model, training_step, training_windows
-from experiments.variants import VARIANTS
-from models import PRESETS
 
 PLAN = "plan.json"
 CENTRAL = ("scale_invariant", "scale_visible")
@@ -45,6 +43,7 @@ class Plan:
         learning_rate: of every run.
         tokens_per_second: as measured when the plan was made.
         matmul_peak: operations a second, measured in the same process.
+        corpus_key: of the tokens that all runs train on.
     """
 
     preset: str
@@ -54,6 +53,7 @@ class Plan:
     learning_rate: float
     tokens_per_second: float
     matmul_peak: float
+    corpus_key: str
 
 
 def queue(variants: Sequence[str], central_seeds: int) -> tuple[tuple[str, int], ...]:
@@ -75,16 +75,21 @@ def make_plan(
     batch_size: int | None,
     learning_rate: float | None,
 ) -> Plan:
-    """Measure this machine's speed and share the budget out evenly; `tokens`, where given, decides instead."""
-    training = TRAINING_PRESETS[preset]
-    training = replace(
-        training,
-        batch_size=batch_size or training.batch_size,
-        learning_rate=learning_rate or training.learning_rate,
-    )
+    """Measure this machine's speed and share out evenly what is left of the budget; `tokens`, if given, decides.
+
+    Raises:
+        UsageError: a batch size or a learning rate that no training can have.
+    """
+    given: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate}
+    try:
+        training = replace(TRAINING_PRESETS[preset], **{name: v for name, v in given.items() if v is not None})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     config = resolve(variant=runs[0][0], preset=preset, seed=0, training=training, corpus=corpus_config, tokens=corpus)
     rate = measured_rate(config, corpus, execution)
-    each = tokens if tokens is not None else TRAINING_SHARE * 60.0 * minutes * rate / len(runs)
+    peak = matmul_peak(execution.device)
+    left = 60.0 * minutes if execution.deadline is None else execution.deadline - time.monotonic()
+    each = tokens if tokens is not None else TRAINING_SHARE * max(0.0, left) * rate / len(runs)
     return Plan(
         preset=preset,
         runs=runs,
@@ -92,7 +97,8 @@ def make_plan(
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
         tokens_per_second=rate,
-        matmul_peak=matmul_peak(execution.device),
+        matmul_peak=peak,
+        corpus_key=corpus.key,
     )
 
 
@@ -128,6 +134,18 @@ def read_plan(out: Path) -> Plan | None:
         raise RunError(f"cannot read {path} ({error}); choose another --out, or delete it.") from error
 
 
+def require_same_plan(plan: Plan, **asked: Any) -> None:
+    """What a later call asks for, where it asks for anything, must be what was planned.
+
+    Raises:
+        UsageError: it is not.
+    """
+    for name, value in asked.items():
+        planned = getattr(plan, name)
+        if value is not None and value != planned:
+            raise UsageError(f"the plan has {name} {planned}, and this call asks for {value}; choose another --out.")
+
+
 def write_plan(out: Path, plan: Plan) -> None:
     write_json(out / PLAN, asdict(plan))
 
@@ -142,41 +160,51 @@ def carry_out(
         batch_size=plan.batch_size,
         learning_rate=plan.learning_rate,
     )
-    missing = []
+    missing: list[str] = []
+    longest = 0.0  # seconds that measuring a run has taken
     for variant, seed in plan.runs:
         config = resolve(
             variant=variant, preset=plan.preset, seed=seed, training=training, corpus=corpus_config, tokens=corpus
         )
-        if not _one(config, corpus, out, cache, execution):
+        seconds = _one(config, corpus, out, cache, execution, reserve=longest)
+        if seconds is None:
             missing.append(config.name)
+        longest = max(longest, seconds or 0.0)
     return missing
 
 
-def _one(config: RunConfig, corpus: TokenCorpus, out: Path, cache: Path, execution: Execution) -> bool:
-    """One run, trained and measured; False where time or the run itself did not allow it."""
+def _one(
+    config: RunConfig, corpus: TokenCorpus, out: Path, cache: Path, execution: Execution, *, reserve: float
+) -> float | None:
+    """One run, trained and measured: the seconds measuring took; None where time or the run itself did not allow it.
+
+    `reserve` seconds are kept for measuring: nothing is trained or measured that would end after the deadline.
+    """
+    if execution.deadline is not None:
+        execution = replace(execution, deadline=execution.deadline - reserve)
     if execution.out_of_time():
-        return False
+        return None
     print(f"{config.name} ...", flush=True)
     try:
         run(config, corpus, out, execution, num_loops=config.model.num_loops, resume=True)
         if execution.out_of_time():
-            return False
-        measure_run(out / config.name, cache, device=execution.device)
+            return None
+        began = time.monotonic()
+        measure_run(out / config.name, cache, device=execution.device, corpus=corpus)
+        return time.monotonic() - began
     except OutOfTime as error:
         print(error, flush=True)
-        return False
-    except RunError as error:  # a run that fails is named, and the others go on
-        print(f"{config.name} failed: {error}", flush=True)
-        return False
-    return True
+    except (RunError, ValueError, RuntimeError) as error:  # a run that fails is named, and the others go on
+        print(f"{config.name} failed: {str(error).splitlines()[0]}", flush=True)
+    return None
 
 
 def pack(plan: Plan, out: Path, results: Path) -> None:
     """The finished runs' tables as few small files: one CSV a table for all runs, one JSON of runs."""
-    summaries, _ = finished_summaries(out)
-    planned = {f"{variant}-{seed}" for variant, seed in plan.runs}
-    summaries = [summary for summary in summaries if summary["run"] in planned]
-    for name in (name for question in SUITE for name in question.tables):
+    planned = [f"{variant}-{seed}" for variant, seed in plan.runs]
+    summaries = [summary for summary in map(_summary, (out / name for name in planned)) if summary is not None]
+    names = [name for question in SUITE for name in question.tables]
+    for name in names:
         frames = [
             read_table(out / summary["run"], name).assign(
                 run=summary["run"], variant=summary["variant"], seed=summary["seed"]
@@ -187,22 +215,36 @@ def pack(plan: Plan, out: Path, results: Path) -> None:
         if frames:
             with atomic_path(results / f"{name}.csv") as temporary:
                 pd.concat(frames).to_csv(temporary, index=False)
-    done = {summary["run"] for summary in summaries}
+    unmeasured = {
+        summary["run"]: absent
+        for summary in summaries
+        if (absent := [n for n in names if not (out / summary["run"] / MEASUREMENTS / f"{n}.csv").exists()])
+    }
+    trained = {summary["run"] for summary in summaries}
     write_json(
         results / "runs.json",
         {
             "plan": asdict(plan),
-            "missing": sorted(planned - done),
+            "missing": [name for name in planned if name not in trained],
+            "tables_missing": unmeasured,
+            "corpus": summaries[0]["corpus"] if summaries else None,
             "runs": [_record(summary, plan) for summary in summaries],
         },
     )
 
 
+def _summary(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_summary(folder)
+    except RunError as error:
+        print(f"left out: {error}", flush=True)
+        return None
+
+
 def _record(summary: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """A run's summary without what all runs share, with its model-FLOPs utilisation."""
-    variant = VARIANTS[summary["variant"]]
-    model = variant.model_config(replace(PRESETS[plan.preset], vocab_size=summary["config"]["model"]["vocab_size"]))
-    per_token = training_flops(model, variant.supervision)
+    config = RunConfig.from_dict(summary["config"])
+    per_token = training_flops(config.model, config.supervision)
     training = summary["training"]
     kept = ("run", "variant", "seed", "parameters", "training", "validation", "state", "table", "sessions")
     return {key: summary[key] for key in kept} | {

@@ -57,8 +57,8 @@ def run(
         summary = _summarise(config, corpus, model, folder, num_loops)
         from experiments.figures import draw_run  # matplotlib takes seconds to import; only a finished run needs it
 
-        draw_run(folder, summary, read_metrics(folder / "metrics.jsonl"))
         write_json(folder / SUMMARY, summary)
+        draw_run(folder, summary, read_metrics(folder / "metrics.jsonl"))
     return summary
 
 

@@ -9,6 +9,7 @@ first call, from the speed measured on this machine, and kept in OUT/plan.json.
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -45,7 +46,16 @@ def main() -> None:
     """Carry out the command line."""
     began = time.monotonic()
     arguments = parser().parse_args()
-    from experiments.campaign import carry_out, make_plan, pack, queue, read_plan, require_preset, write_plan
+    from experiments.campaign import (
+        carry_out,
+        make_plan,
+        pack,
+        queue,
+        read_plan,
+        require_preset,
+        require_same_plan,
+        write_plan,
+    )
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
     from experiments.errors import UsageError
@@ -53,15 +63,14 @@ def main() -> None:
     from experiments.variants import select
     from models import PRESETS
 
-    if not arguments.minutes > 0.0:
-        raise UsageError(f"--minutes must be positive, got {arguments.minutes:g}.")
-    for name in ("tokens", "batch_size", "central_seeds"):
+    if not 0.0 < arguments.minutes < math.inf:
+        raise UsageError(f"--minutes must be positive and finite, got {arguments.minutes:g}.")
+    for name, least in (("tokens", 1), ("batch_size", 1), ("central_seeds", 1), ("vocab_size", 2), ("snapshots", 0)):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
     require_preset(arguments.preset)
-    for name in arguments.variants:
-        select(name)
+    variants = list(dict.fromkeys(variant.name for name in arguments.variants for variant in select(name)))
     device = choose_device(arguments.device)
     make_arithmetic_repeatable(device)
     execution = Execution(
@@ -73,9 +82,8 @@ def main() -> None:
         deadline=began + 60.0 * arguments.minutes,
     )
     size = PRESETS[arguments.preset]
-    corpus_config = CorpusConfig(
-        data=arguments.data, tokeniser="word", vocab_size=arguments.vocab_size or size.vocab_size
-    )
+    vocab_size = size.vocab_size if arguments.vocab_size is None else arguments.vocab_size
+    corpus_config = CorpusConfig(data=arguments.data, tokeniser="word", vocab_size=vocab_size)
     cache = arguments.cache or arguments.out / "cache"
     corpus = prepare(corpus_config, cache, min_tokens=size.context + 1)
     plan = read_plan(arguments.out)
@@ -85,15 +93,21 @@ def main() -> None:
             corpus_config,
             execution,
             preset=arguments.preset,
-            runs=queue(arguments.variants, arguments.central_seeds),
+            runs=queue(variants, arguments.central_seeds),
             minutes=arguments.minutes,
             tokens=arguments.tokens,
             batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate,
         )
         write_plan(arguments.out, plan)
-    elif plan.preset != arguments.preset:
-        raise UsageError(f"{arguments.out} holds a plan for {plan.preset}; name that preset, or another --out.")
+    else:
+        require_same_plan(
+            plan,
+            preset=arguments.preset,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+            corpus_key=corpus.key,
+        )
     missing = carry_out(plan, corpus, corpus_config, arguments.out, cache, execution)
     results = arguments.results or arguments.out / "packed"
     pack(plan, arguments.out, results)

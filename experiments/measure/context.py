@@ -73,20 +73,21 @@ class Context:
             return self.exact(self.exact_windows[:, :-1], FAR_LOOPS)
 
 
-def open_run(folder: Path, cache: Path, device: torch.device) -> Context:
+def open_run(folder: Path, cache: Path, device: torch.device, corpus: TokenCorpus | None = None) -> Context:
     """Read a run's folder and make its tokens again.
 
     Args:
         folder: of a finished run.
         cache: folder of prepared corpora.
         device: where to measure.
+        corpus: its corpus where the caller has it at hand, so that it need not be read again.
 
     Raises:
         RunError: the folder is unfinished, damaged, of another version, or of a corpus that this machine has not.
     """
     config = read_config(folder)
     model = _trained_model(folder, config).to(device)
-    corpus = _corpus(folder, config, cache)
+    corpus = _require_same(folder, config, _prepared(folder, config, cache) if corpus is None else corpus)
     windows = held_out_windows(corpus.validation, config.model.context, VALIDATION_WINDOWS).to(device)
     return Context(
         folder=folder,
@@ -133,11 +134,14 @@ def _trained_model(folder: Path, config: RunConfig) -> LoopedLM:
     return model.eval()
 
 
-def _corpus(folder: Path, config: RunConfig, cache: Path) -> TokenCorpus:
+def _prepared(folder: Path, config: RunConfig, cache: Path) -> TokenCorpus:
     try:
-        corpus = prepare(config.corpus, cache, min_tokens=config.model.context + 1)
+        return prepare(config.corpus, cache, min_tokens=config.model.context + 1)
     except UsageError as error:
         raise RunError(f"{folder} cannot be measured without its corpus: {error}") from error
+
+
+def _require_same(folder: Path, config: RunConfig, corpus: TokenCorpus) -> TokenCorpus:
     if corpus.key != config.corpus_key:
         raise RunError(
             f"{folder} was trained on other tokens than {config.corpus.data} gives on this machine (corpus key "

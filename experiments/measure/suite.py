@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from experiments.corpus import TokenCorpus
 from experiments.environment import describe
 from experiments.errors import RunError
 from experiments.files import atomic_path, exclusive, read_json, write_json
@@ -58,7 +59,9 @@ SUITE = (
 )
 
 
-def measure_run(folder: Path, cache: Path, *, device: torch.device | None = None) -> Path:
+def measure_run(
+    folder: Path, cache: Path, *, device: torch.device | None = None, corpus: TokenCorpus | None = None
+) -> Path:
     """Measure a finished run and return the folder of its tables, NAME.csv and `measurements.json`.
 
     Tables of this version and this checkpoint that are there are kept, so that an interrupted call is gone on with
@@ -68,10 +71,11 @@ def measure_run(folder: Path, cache: Path, *, device: torch.device | None = None
         folder: of the run.
         cache: folder of prepared corpora.
         device: where to measure; the CPU when not given.
+        corpus: the run's own, where the caller has it at hand; made again from the cache when not given.
 
     Raises:
         RunError: the folder is unfinished, damaged, of another version, in use, or of a corpus that this machine has
-            not.
+            not; or a table could not be made, in which case the others are there.
     """
     config = read_config(folder)
     digest = checkpoint_digest(folder)
@@ -82,7 +86,7 @@ def measure_run(folder: Path, cache: Path, *, device: torch.device | None = None
         record = _kept(out, digest)
         missing = [question for question in SUITE if not _finished(out, record, question)]
         if missing:
-            context = open_run(folder, cache, device or torch.device("cpu"))
+            context = open_run(folder, cache, device or torch.device("cpu"), corpus)
             identity = {
                 "version": VERSION,
                 "trained_loops": context.trained_loops,
@@ -134,12 +138,17 @@ def _measure(context: Context, questions: list[Measure], out: Path, record: dict
     # The pass that most tables share has a time of its own, whichever table would have asked first.
     context.held_out  # noqa: B018
     record["seconds"]["held_out_pass"] = round(time.perf_counter() - started, 3)
+    failed = []
     terminal = sys.stderr.isatty()
     with tqdm(questions, desc=f"measuring {context.config.name}", unit="table", disable=not terminal) as bar:
         for question in bar:
             bar.set_postfix_str(question.tables[0])
             start = time.perf_counter()
-            tables = question.measure(context)
+            try:
+                tables = question.measure(context)
+            except (ValueError, ArithmeticError, torch.OutOfMemoryError) as error:
+                failed.append(f"{question.tables[0]} ({str(error).splitlines()[0]})")
+                continue
             if set(tables) != set(question.tables):
                 raise ValueError(f"expected the tables {question.tables}, got {tuple(tables)}.")
             # Tables made together share their time alike.
@@ -149,6 +158,8 @@ def _measure(context: Context, questions: list[Measure], out: Path, record: dict
                     table.to_csv(temporary, index=False)
                 record["seconds"][name] = seconds
             write_json(out / RECORD, record)
+    if failed:
+        raise RunError(f"{context.config.name} was measured but for {'; '.join(failed)}")
     if not terminal:
         count = sum(len(question.tables) for question in questions)
         print(

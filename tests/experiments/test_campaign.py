@@ -46,6 +46,7 @@ def plan_of(*runs, steps=3):
         learning_rate=training.learning_rate,
         tokens_per_second=1e3,
         matmul_peak=1e9,
+        corpus_key="",
     )
 
 
@@ -83,11 +84,12 @@ def test_a_campaign_stops_at_its_deadline_and_goes_on(corpus, cache, tmp_path, m
     late = replace(EXECUTION, deadline=time.monotonic())
     assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, late) == ["scale_visible-0", "scale_invariant-0"]
     campaign.pack(plan, tmp_path, tmp_path / "packed")
-    assert read_json(tmp_path / "packed" / "runs.json")["missing"] == ["scale_invariant-0", "scale_visible-0"]
+    assert read_json(tmp_path / "packed" / "runs.json")["missing"] == ["scale_visible-0", "scale_invariant-0"]
     assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, EXECUTION) == []
     campaign.pack(plan, tmp_path, tmp_path / "packed")
     packed = read_json(tmp_path / "packed" / "runs.json")
-    assert packed["missing"] == [] and {run["run"] for run in packed["runs"]} == {
+    assert packed["missing"] == [] and packed["tables_missing"] == {} and packed["corpus"]["source"]
+    assert {run["run"] for run in packed["runs"]} == {
         "scale_visible-0",
         "scale_invariant-0",
     }
@@ -137,4 +139,7 @@ def test_dry_run_of_the_command(tmp_path):
     refused = subprocess.run([*command, "--minutes", "0"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "--minutes must be positive" in refused.stderr
     other = subprocess.run([*command, "--minutes", "1", "--preset", "cpu"], cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 2 and "holds a plan for tiny" in other.stderr
+    assert other.returncode == 2 and "the plan has preset tiny" in other.stderr
+    for wrong in (["--variants", "nonsense"], ["--snapshots", "-1"], ["--minutes", "inf"]):
+        refused = subprocess.run([*command, "--minutes", "1", *wrong], cwd=ROOT, capture_output=True, text=True)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
