@@ -23,7 +23,7 @@ FIRST_TRIAL, LAST_TRIAL = 60, 150  # iterations towards it
 WINDOWS = 2  # of the exact windows, for predictions: each evaluates the step as often as the run does, or more
 SETTLING = 0.2  # largest misalignment after the first trial that is worth the last: many models have no limit
 
-GROWTH = ["k", "l2_norm_seen", "method", "l2_norm_predicted", "low", "high"]
+GROWTH = ["k", "l2_norm_trained", "l2_norm_seen", "method", "l2_norm_predicted", "low", "high"]
 EXPONENT = ["quantity", "estimate", "low", "high"]
 
 
@@ -53,6 +53,8 @@ def limiting_direction(model: LoopedLM, h: Float[Tensor, "windows time d"]) -> A
 def growth(methods: Mapping[str, Predictor], states: Sequence[Tensor], num_loops: int) -> pd.DataFrame:
     """A row for each loop k = K+1..64 and method: mean |h_k| over tokens, predicted from h_K, and as run.
 
+    l2_norm_trained: mean |h_K| over the same tokens, what "no growth" would predict.
+
     low, high: the prediction -+ (k - K) e, e the method's largest error a loop when it predicts |h_K| from h_1, ...,
     h_{K-1}: what a user can know without running further loops. A hindcast, not a guarantee; NaN for K = 1.
 
@@ -72,7 +74,7 @@ def growth(methods: Mapping[str, Predictor], states: Sequence[Tensor], num_loops
         error = max(errors) if errors else float("nan")
         for k, predicted in enumerate(ahead, num_loops + 1):
             band = (k - num_loops) * error
-            rows.append([k, seen[k], name, predicted, predicted - band, predicted + band])
+            rows.append([k, seen[num_loops], seen[k], name, predicted, predicted - band, predicted + band])
     return pd.DataFrame(rows, columns=GROWTH)
 
 

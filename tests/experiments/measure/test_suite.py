@@ -30,7 +30,7 @@ COLUMNS = {
     "radial": "k immediate total random_direction epsilon_leak_predicted epsilon_leak_seen",
     "increments": "k regime_number radial_increment perpendicular_part angular_step angular_step_times_norm "
     "heading_cosine pythagoras_residual second_order_seen second_order_predicted",
-    "growth": "k l2_norm_seen method l2_norm_predicted low high",
+    "growth": "k l2_norm_trained l2_norm_seen method l2_norm_predicted low high",
     "growth_exponent": "quantity estimate low high",
     "attribution": "step_from step_to group contribution",
     "pressure": "step k0_pressure norm",
