@@ -95,7 +95,7 @@ EDITS = {
     "growth-band-covers": Edit("growth", "low", 1e9, None, (("method", "direction_flow"),)),
     "coherent-growth": Edit("growth_exponent", "estimate", 0.2, 0.7, (("quantity", "coherent_share"),)),
     "attribution-adds-up": Edit("attribution", "contribution", 0.0, None, (("group", "sum"),)),
-    "not-the-embeddings": Edit("attribution", "contribution", 5.0, 0.65, (("group", "embeddings"),)),
+    "not-the-embeddings": Edit("attribution", "contribution", 5.0, 0.65, (("group", "token embedding"),)),
     "initial-pressure": Edit("pressure", "k0_pressure", -4.0, None, (("step", 0),)),
     "pressure-from-the-tie": Edit("pressure", "k0_pressure", 4.0, 1.0, (("step", 0),)),
     "stops-moving-bfloat16": Edit("precision", "loops_seen", 1000.0, 500.0, (("dtype", "bfloat16"),)),
