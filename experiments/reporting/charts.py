@@ -20,6 +20,7 @@ from experiments.reporting.style import (
     log_bounds,
     looks,
     shared_legend,
+    symlog,
     table,
 )
 
@@ -81,7 +82,7 @@ def clamp(runs: Runs) -> Figure | None:
         runs, table(runs, "clamp"), "change", "mode", "change of cross-entropy when clamped (nats)", zero=0.0
     )
     if figure is not None:
-        figure.axes[0].set_xscale("symlog", linthresh=1e-2)
+        symlog(figure.axes[0], "x", 1e-2)
     return figure
 
 
@@ -177,7 +178,7 @@ def precision(runs: Runs) -> Figure | None:
         1, 2, figsize=(9.5, 1.8 + 0.3 * rows["variant"].nunique()), layout="constrained", sharey=True
     )
     points(left, rows, "moving_fraction_at_64", "dtype", runs)
-    left.set_xlabel("tokens still moving at loop 64")
+    left.set_xlabel("share of tokens still moving at loop 64")
     long = rows.melt(
         id_vars=["variant", "seed", "dtype"], value_vars=["loops_predicted", "loops_seen"], value_name="loops"
     ).dropna(subset=["loops"])

@@ -2,12 +2,13 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.style import INK, PANELS, Look, lines, looks, shared_legend, table
+from experiments.reporting.style import INK, PANELS, lines, looks, shared_legend, symlog, table
 
 Runs = tuple[MeasuredRun, ...]
 
@@ -93,7 +94,7 @@ def increments(runs: Runs) -> Figure | None:
         lines(axes, rows[rows["k"] > 0], "k", column, looks(runs), log=log)
         axes.set(xscale="log", xlabel="loop k", ylabel=label)
         if column == "radial_increment":
-            axes.set_yscale("symlog", linthresh=1.0)
+            symlog(axes, "y", 1.0)
         _trained(axes, runs)
     shared_legend(figure)
     return figure
@@ -113,21 +114,24 @@ def growth(runs: Runs) -> Figure | None:
     order = [variant for variant in wanted if variant in set(rows["variant"])] or list(rows["variant"].unique())[:5]
     figure, grid = plt.subplots(1, len(order), figsize=(2.9 * len(order) + 1, 4.2), layout="constrained", squeeze=False)
     for axes, variant in zip(grid[0], order, strict=True):
-        _growth_panel(axes, rows[rows["variant"] == variant], looks(runs)[variant])
+        _growth_panel(axes, rows[rows["variant"] == variant])
         axes.set(title=variant, xlabel="loop k", ylabel="mean L2 norm")
     shared_legend(figure)
     return figure
 
 
-def _growth_panel(axes: Axes, rows: pd.DataFrame, how: Look) -> None:
-    """Seed means: the norm seen as a broad line, each predictor as a thin one with its band."""
+def _growth_panel(axes: Axes, rows: pd.DataFrame) -> None:
+    """Seed means: the norm seen as a broad line, each predictor as a thin one; the band of the one that is judged."""
     seen = rows.groupby("k")["l2_norm_seen"].mean()
-    axes.plot(seen.index, seen, color=how.colour, linewidth=4.0, alpha=0.45, label="seen")
-    dashes = ("-", "--", "-.", ":", (0, (1, 3)))
-    for style, (method, of) in zip(dashes * 3, rows.groupby("method", sort=False), strict=False):
-        mean = of.groupby("k")[["l2_norm_predicted", "low", "high"]].mean()
-        axes.plot(mean.index, mean["l2_norm_predicted"], color=INK, linewidth=1.1, linestyle=style, label=str(method))
-        axes.fill_between(mean.index, mean["low"], mean["high"], color=how.colour, alpha=0.08, linewidth=0)
+    axes.plot(seen.index, seen, color=INK, linewidth=5.0, alpha=0.3, label="seen")
+    dashes = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+    styles = zip(sns.color_palette("colorblind", 8).as_hex(), dashes * 2, strict=True)
+    for (colour, style), (method, of) in zip(styles, rows.groupby("method", sort=False), strict=False):
+        mean = of.groupby("k")[["l2_norm_predicted", "low", "high"]].mean().dropna()
+        if len(mean):
+            axes.plot(mean.index, mean["l2_norm_predicted"], color=colour, linestyle=style, label=str(method))
+        if method == "direction_flow":
+            axes.fill_between(mean.index, mean["low"], mean["high"], color=colour, alpha=0.12, linewidth=0)
     top = max(seen.max() * 1.6, 1e-9)
     axes.set_ylim(min(0.0, seen.min()), top)  # a predictor that leaves this has failed, and its error is in the table
 
@@ -146,7 +150,7 @@ def scale_sensitivity(runs: Runs) -> Figure | None:
     if drawn is None:
         return None
     for axes in drawn[1]:
-        axes.set_yscale("symlog", linthresh=1e-2)
+        symlog(axes, "y", 1e-2)
     shared_legend(drawn[0])
     return drawn[0]
 
@@ -172,11 +176,11 @@ def pressure(runs: Runs) -> Figure | None:
     if rows.empty:
         return None
     drawn = by_panel(
-        runs, "pressure", "step", "k0_pressure", xlabel="training step", ylabel="pressure <G_0, h_0>", log=False
+        runs, "pressure", "step", "k0_pressure", xlabel="training step", ylabel="pressure <G_0, h_0> (nats)", log=False
     )
     assert drawn is not None
     for axes in drawn[1]:
-        axes.set_xscale("symlog", linthresh=1.0)
-        axes.set_yscale("symlog", linthresh=1e-2)
+        symlog(axes, "x", 1.0)
+        symlog(axes, "y", 1e-2)
     shared_legend(drawn[0])
     return drawn[0]
