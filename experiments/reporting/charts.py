@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.claims.confounds import CELLS
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.figures import Runs
+from experiments.reporting.figures import Runs, panels
 from experiments.reporting.style import (
     INK,
     READOUT_COLOURS,
@@ -108,22 +108,25 @@ def pareto(runs: Runs) -> Figure | None:
     rows = table(runs, "depth")
     if rows.empty:
         return None
-    figure, axes = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
-    for variant, how in looks(runs).items():
-        of = rows[rows["variant"] == variant].groupby("k")[["tokens_per_second", "cross_entropy"]].mean()
-        if of.empty:
-            continue
-        dashes = (0, how.dashes) if how.dashes else "-"
-        axes.plot(
-            of["tokens_per_second"],
-            of["cross_entropy"],
-            color=how.colour,
-            marker=how.marker,
-            linestyle=dashes,
-            label=variant,
+    figure, grid, present = panels(rows, 1)
+    for axes, panel in zip(grid[0], present, strict=True):
+        for variant, how in looks(runs).items():
+            of = rows[(rows["variant"] == variant) & (rows["panel"] == panel)]
+            if of.empty:
+                continue
+            mean = of.groupby("k")[["tokens_per_second", "cross_entropy"]].mean()
+            axes.plot(
+                mean["tokens_per_second"],
+                mean["cross_entropy"],
+                color=how.colour,
+                marker=how.marker,
+                linestyle=(0, how.dashes) if how.dashes else "-",
+                label=variant,
+            )
+        axes.set(
+            xscale="log", yscale="log", title=panel, xlabel="tokens a second", ylabel="cross-entropy (nats a token)"
         )
-    axes.set(xscale="log", yscale="log", xlabel="tokens a second (more loops to the left)", ylabel="nats a token")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    shared_legend(figure)
     return figure
 
 

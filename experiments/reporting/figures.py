@@ -1,5 +1,7 @@
 """Every measurement as a figure, drawn from stored tables only: lines over loops, factors and steps."""
 
+from typing import Any, Literal
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -13,6 +15,16 @@ from experiments.reporting.style import INK, PANELS, lines, looks, shared_legend
 Runs = tuple[MeasuredRun, ...]
 
 
+def panels(rows: pd.DataFrame, count: int, *, sharex: bool | Literal["row"] = True) -> tuple[Figure, Any, list[str]]:
+    """A column of axes for each group of variants, and `count` rows of them: within a group every look is its own."""
+    present = [panel for panel in PANELS if panel in set(rows["panel"])]
+    size = (3.7 * max(len(present), 1.4), 1.1 + 3.0 * count)
+    figure, grid = plt.subplots(
+        count, len(present), figsize=size, layout="constrained", sharex=sharex, sharey="row", squeeze=False
+    )
+    return figure, grid, present
+
+
 def by_panel(
     runs: Runs, name: str, x: str, y: str, *, xlabel: str, ylabel: str, log: bool = True, log_x: bool = False
 ) -> tuple[Figure, list[Axes]] | None:
@@ -20,10 +32,7 @@ def by_panel(
     rows = table(runs, name)
     if rows.empty or rows[y].dropna().empty:
         return None
-    present = [panel for panel in PANELS if panel in set(rows["panel"])]
-    figure, grid = plt.subplots(
-        1, len(present), figsize=(3.7 * max(len(present), 1.4), 4.1), layout="constrained", sharey=True, squeeze=False
-    )
+    figure, grid, present = panels(rows, 1)
     for axes, panel in zip(grid[0], present, strict=True):
         lines(axes, rows[rows["panel"] == panel], x, y, looks(runs), log=log)
         axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
@@ -61,17 +70,18 @@ def radial_fractions(runs: Runs) -> Figure | None:
     rows = table(runs, "radial")
     if rows.empty:
         return None
-    figure, grid = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
     columns = {"immediate": "of the loop's own loss", "total": "of the whole training loss"}
-    for axes, (column, title) in zip(grid, columns.items(), strict=True):
+    figure, grid, present = panels(rows, len(columns))
+    for of_column, (column, words) in zip(grid, columns.items(), strict=True):
         clipped = rows.assign(**{column: rows[column].clip(lower=1e-17)})
-        lines(axes, clipped, "k", column, looks(runs))
-        axes.axhline(
-            rows["random_direction"].iloc[0], color=INK, linewidth=0.8, linestyle="--", label="random direction"
-        )
-        axes.axhline(1e-16, color=INK, linewidth=0.8, linestyle=":", label="float64 rounding")
-        axes.set(title=title, xlabel="loop k", ylabel="radial-gradient fraction")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes, panel in zip(of_column, present, strict=True):
+            lines(axes, clipped[clipped["panel"] == panel], "k", column, looks(runs))
+            axes.axhline(
+                rows["random_direction"].iloc[0], color=INK, linewidth=0.8, linestyle="--", label="random direction"
+            )
+            axes.axhline(1e-16, color=INK, linewidth=0.8, linestyle=":", label="float64 rounding")
+            axes.set(title=panel, xlabel="loop k", ylabel=f"radial-gradient fraction\n{words}")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     shared_legend(figure)
     return figure
 
@@ -86,16 +96,16 @@ INCREMENTS = {
 
 def increments(runs: Runs) -> Figure | None:
     rows = table(runs, "increments")
-    rows = rows if rows.empty else rows[rows["panel"] != PANELS[2]]
     if rows.empty:
         return None
-    figure, grid = plt.subplots(2, 2, figsize=(9.5, 7.2), layout="constrained", sharex=True)
-    for axes, (column, (label, log)) in zip(grid.flat, INCREMENTS.items(), strict=True):
-        lines(axes, rows[rows["k"] > 0], "k", column, looks(runs), log=log)
-        axes.set(xscale="log", xlabel="loop k", ylabel=label)
-        if column == "radial_increment":
-            symlog(axes, "y", 1.0)
-        _trained(axes, runs)
+    figure, grid, present = panels(rows, len(INCREMENTS))
+    for of_column, (column, (label, log)) in zip(grid, INCREMENTS.items(), strict=True):
+        for axes, panel in zip(of_column, present, strict=True):
+            lines(axes, rows[(rows["k"] > 0) & (rows["panel"] == panel)], "k", column, looks(runs), log=log)
+            axes.set(xscale="log", xlabel="loop k", ylabel=label, title=panel)
+            if column == "radial_increment":
+                symlog(axes, "y", 1.0)
+            _trained(axes, runs)
     shared_legend(figure)
     return figure
 
@@ -112,8 +122,14 @@ def growth(runs: Runs) -> Figure | None:
         "scale_removing",
     )
     order = [variant for variant in wanted if variant in set(rows["variant"])] or list(rows["variant"].unique())[:5]
-    figure, grid = plt.subplots(1, len(order), figsize=(2.9 * len(order) + 1, 4.2), layout="constrained", squeeze=False)
-    for axes, variant in zip(grid[0], order, strict=True):
+    columns = min(len(order), 3)
+    count = -(-len(order) // columns)
+    figure, grid = plt.subplots(
+        count, columns, figsize=(3.2 * columns + 1, 1.2 + 2.9 * count), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(order) :]:
+        axes.remove()
+    for axes, variant in zip(grid.flat, order, strict=False):
         _growth_panel(axes, rows[rows["variant"] == variant])
         axes.set(title=variant, xlabel="loop k", ylabel="mean L2 norm")
     shared_legend(figure)
@@ -159,14 +175,16 @@ def deferred(runs: Runs) -> Figure | None:
     rows = table(runs, "deferred")
     if rows.empty:
         return None
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8), layout="constrained")
-    right.set_xscale("log")
-    clipped = rows.assign(visibility=rows["visibility"].clip(lower=1e-30))
-    lines(left, clipped[clipped["factor"] == clipped["factor"].min()], "k", "visibility", looks(runs))
-    left.set(title="by loop", xlabel="scale of h_k, loop k", ylabel="deferred visibility, random direction = 1")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lines(right, clipped[clipped["k"] == 1], "factor", "visibility", looks(runs))
-    right.set(title="scale of h_1, multiplied", xlabel="factor", ylabel="")
+    rows = rows.assign(visibility=rows["visibility"].clip(lower=1e-30))
+    figure, grid, present = panels(rows, 2, sharex="row")
+    for axes, panel in zip(grid[0], present, strict=True):
+        of = rows[(rows["panel"] == panel) & (rows["factor"] == rows["factor"].min())]
+        lines(axes, of, "k", "visibility", looks(runs))
+        axes.set(title=panel, xlabel="loop k whose scale is seen", ylabel="deferred visibility\n(random direction: 1)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes, panel in zip(grid[1], present, strict=True):
+        lines(axes, rows[(rows["panel"] == panel) & (rows["k"] == 1)], "factor", "visibility", looks(runs))
+        axes.set(xscale="log", xlabel="factor on h_1", ylabel="deferred visibility of h_1's scale")
     shared_legend(figure)
     return figure
 

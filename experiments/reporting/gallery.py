@@ -78,8 +78,8 @@ PICTURES = (
     Picture(
         key="radial_fractions",
         title="Radial-gradient fractions",
-        caption="|<g, h>| / (|g| |h|), in float64. Left: gradient of the loop's own cross-entropy, blind for a "
-        "normalising readout by construction. Right: gradient of the whole training loss, penalty included. " + BAND,
+        caption="|<g, h>| / (|g| |h|), in float64. Above: gradient of the loop's own cross-entropy, blind for a "
+        "normalising readout by construction. Below: gradient of the whole training loss, penalty included. " + BAND,
         table="radial",
         column="immediate",
         draw=figures.radial_fractions,
@@ -167,7 +167,7 @@ PICTURES = (
     Picture(
         key="deferred",
         title="Deferred visibility",
-        caption="How well the later readouts see the scale of h_k, against a random direction; left by loop, right as "
+        caption="How well the later readouts see the scale of h_k, against a random direction; above by loop, below as "
         "h_1 is multiplied: the slope is the law. " + BAND,
         table="deferred",
         column="visibility",

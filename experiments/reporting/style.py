@@ -196,6 +196,11 @@ def themed() -> Iterator[None]:
         "lines.linewidth": 1.6,
         "lines.markersize": 5,
         "legend.fontsize": 9,
+        # As those of decades, so that all numbers of an axis stand in one line.
+        "xtick.minor.size": plt.rcParamsDefault["xtick.major.size"],
+        "xtick.minor.pad": plt.rcParamsDefault["xtick.major.pad"],
+        "ytick.minor.size": plt.rcParamsDefault["ytick.major.size"],
+        "ytick.minor.pad": plt.rcParamsDefault["ytick.major.pad"],
         "font.family": "sans-serif",
     }
     with sns.axes_style("whitegrid"), plt.rc_context(colours | extra):
