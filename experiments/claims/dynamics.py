@@ -105,10 +105,11 @@ def pressure_share(run: RunTables, other: RunTables) -> float:
     return abs(initial_pressure(run)) / abs(initial_pressure(other))
 
 
-def stop_error(dtype: str) -> Estimate:
+def stop_error(dtype: str, decides: float) -> Estimate:
     """|log2 (loops predicted / seen)| until a low-precision residual stream stops moving.
 
-    A stream that should have stopped within the loops run and did not counts as stopping at the last of them.
+    Of a stream that still moved after the last loop run only a bound is known, the error if it stopped there: it is
+    taken if it is at least `decides`, and nothing is said otherwise.
     """
 
     def estimate(run: RunTables) -> float:
@@ -117,8 +118,12 @@ def stop_error(dtype: str) -> Estimate:
             seen = run.value("precision", "loops_seen", dtype=dtype)
         except NotMeasured:
             seen = LOOPS_RUN[dtype]
-            if predicted >= seen or not _never_overflowed(run, dtype):
+            if not _never_overflowed(run, dtype):
                 raise
+            if math.log2(seen / predicted) < decides:
+                raise NotMeasured(
+                    f"{run.name}: half of the {dtype} streams still moved after {seen} loops, predicted {predicted:.0f}"
+                ) from None
         return abs(math.log2(predicted / seen))
 
     return estimate

@@ -108,7 +108,7 @@ def pareto(runs: Runs) -> Figure | None:
     rows = table(runs, "depth")
     if rows.empty:
         return None
-    figure, grid, present = panels(rows, 1)
+    figure, grid, present = panels(rows, 1, sharey=False)
     for axes, panel in zip(grid[0], present, strict=True):
         for variant, how in looks(runs).items():
             of = rows[(rows["variant"] == variant) & (rows["panel"] == panel)]

@@ -15,24 +15,41 @@ from experiments.reporting.style import INK, PANELS, lines, looks, shared_legend
 Runs = tuple[MeasuredRun, ...]
 
 
-def panels(rows: pd.DataFrame, count: int, *, sharex: bool | Literal["row"] = True) -> tuple[Figure, Any, list[str]]:
+def panels(
+    rows: pd.DataFrame, count: int, *, sharex: bool | Literal["row"] = True, sharey: bool = True
+) -> tuple[Figure, Any, list[str]]:
     """A column of axes for each group of variants, and `count` rows of them: within a group every look is its own."""
     present = [panel for panel in PANELS if panel in set(rows["panel"])]
     size = (3.7 * max(len(present), 1.4), 1.1 + 3.0 * count)
     figure, grid = plt.subplots(
-        count, len(present), figsize=size, layout="constrained", sharex=sharex, sharey="row", squeeze=False
+        count,
+        len(present),
+        figsize=size,
+        layout="constrained",
+        sharex=sharex,
+        sharey="row" if sharey else False,
+        squeeze=False,
     )
     return figure, grid, present
 
 
 def by_panel(
-    runs: Runs, name: str, x: str, y: str, *, xlabel: str, ylabel: str, log: bool = True, log_x: bool = False
+    runs: Runs,
+    name: str,
+    x: str,
+    y: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = True,
+    log_x: bool = False,
+    sharey: bool = True,
 ) -> tuple[Figure, list[Axes]] | None:
     """A quantity in one panel for each group of variants."""
     rows = table(runs, name)
     if rows.empty or rows[y].dropna().empty:
         return None
-    figure, grid, present = panels(rows, 1)
+    figure, grid, present = panels(rows, 1, sharey=sharey)
     for axes, panel in zip(grid[0], present, strict=True):
         lines(axes, rows[rows["panel"] == panel], x, y, looks(runs), log=log)
         axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
@@ -53,7 +70,9 @@ def norm_by_loop(runs: Runs) -> Figure | None:
 
 
 def cross_entropy_by_loop(runs: Runs) -> Figure | None:
-    drawn = by_panel(runs, "loops", "k", "cross_entropy", xlabel="loop k", ylabel="cross-entropy (nats a token)")
+    drawn = by_panel(
+        runs, "loops", "k", "cross_entropy", xlabel="loop k", ylabel="cross-entropy (nats a token)", sharey=False
+    )
     return _with_depth(drawn, runs)
 
 
@@ -89,7 +108,7 @@ def radial_fractions(runs: Runs) -> Figure | None:
 INCREMENTS = {
     "regime_number": ("regime number |b(2h) - b(h)| / |b(h)|", True),
     "radial_increment": ("radial increment <u, b>", False),
-    "angular_step": ("angle between h_k and h_k+1 (rad)", True),
+    "angular_step": ("turn of the direction (rad)", True),
     "heading_cosine": ("cosine of successive direction steps", False),
 }
 
