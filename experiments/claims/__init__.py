@@ -6,6 +6,7 @@ from experiments.claims.exits import EXIT_CLAIMS
 from experiments.claims.growth import GROWTH_CLAIMS
 from experiments.claims.paper import PAPER_CLAIMS
 from experiments.claims.tables import SCHEMA, NotMeasured, RunTables
+from experiments.claims.training import TRAINING_CLAIMS
 from experiments.claims.visibility import VISIBILITY_CLAIMS
 
 CLAIMS: tuple[Claim, ...] = (
@@ -13,6 +14,7 @@ CLAIMS: tuple[Claim, ...] = (
     *EXIT_CLAIMS,
     *VISIBILITY_CLAIMS,
     *GROWTH_CLAIMS,
+    *TRAINING_CLAIMS,
     *CONFOUND_CLAIMS,
 )
 

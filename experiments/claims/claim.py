@@ -17,6 +17,8 @@ from experiments.measure.statistics import Interval, geometric_interval, t_inter
 
 Outcome = Verdict | Literal["not measured"]
 Runs = Mapping[str, Mapping[int, RunTables]]
+# What an earlier sweep of the same preset had shown before thresholds were written down.
+SEEN_TABLES = frozenset({"loops", "radial", "scale_sensitivity"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,8 @@ class Claim:
         spread: interval of the logarithm for positive quantities, of the number itself otherwise.
         unit: of the estimate.
         figure: key of the figure that shows it.
-        note: what a reader must know, for example that a first run had been seen.
+        seen: the quantity had been seen on an earlier sweep, though its table is not one of SEEN_TABLES.
+        note: what a reader must know.
     """
 
     key: str
@@ -77,7 +80,13 @@ class Claim:
     spread: Literal["linear", "log"] = "linear"
     unit: str = ""
     figure: str
+    seen: bool = False
     note: str = ""
+
+    @property
+    def fixed_after_looking(self) -> bool:
+        """Whether an earlier sweep had shown the quantity when prediction and thresholds were written down."""
+        return self.seen or self.tables[0] in SEEN_TABLES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,8 @@ PAPER_CLAIMS = (
         rule=Rule(expect="below", low=REPEAT_SMALL, high=REPEAT_LARGE),
         unit="nats",
         figure="clamp",
+        note="The first update turns the embedding's state more than it lengthens it, so that removing its radial part "
+        "is no test of growth; remove_radial_after_loop1, measured beside these and not judged, leaves it alone.",
     ),
     Claim(
         key="clamp-decode-time",

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from experiments.claims import dynamics as d
 from experiments.claims import estimates as e
 from experiments.claims.cases import BLIND, BLIND_GROWING, PENALISED, RAW
 from experiments.claims.claim import Claim, Rule
@@ -45,6 +46,7 @@ VISIBILITY_CLAIMS = (
         rule=Rule(expect="below", low=0.1, high=0.5),
         unit="",
         figure="growth",
+        seen=True,
     ),
     Claim(
         key="scale-removed",
@@ -58,6 +60,7 @@ VISIBILITY_CLAIMS = (
         estimate=lambda run: abs(run.value("growth_exponent", "estimate", quantity="carry")),
         rule=Rule(expect="below", low=0.01, high=0.1),
         figure="growth",
+        seen=True,
     ),
     Claim(
         key="deferred-gradient",
@@ -228,7 +231,7 @@ VISIBILITY_CLAIMS = (
         method="Mean norm after 64 loops over that after K + 1.",
         tables=("growth",),
         cases=(("scale_removing",),),
-        estimate=e.growth_beyond,
+        estimate=d.growth_beyond,
         rule=Rule(expect="below", low=1.5, high=4.0),
         spread="log",
         unit="ratio",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.claims.confounds import CELLS
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.figures import Runs
+from experiments.reporting.figures import Runs, panels
 from experiments.reporting.style import (
     INK,
     READOUT_COLOURS,
@@ -20,6 +20,7 @@ from experiments.reporting.style import (
     log_bounds,
     looks,
     shared_legend,
+    symlog,
     table,
 )
 
@@ -81,7 +82,7 @@ def clamp(runs: Runs) -> Figure | None:
         runs, table(runs, "clamp"), "change", "mode", "change of cross-entropy when clamped (nats)", zero=0.0
     )
     if figure is not None:
-        figure.axes[0].set_xscale("symlog", linthresh=1e-2)
+        symlog(figure.axes[0], "x", 1e-2)
     return figure
 
 
@@ -107,22 +108,25 @@ def pareto(runs: Runs) -> Figure | None:
     rows = table(runs, "depth")
     if rows.empty:
         return None
-    figure, axes = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
-    for variant, how in looks(runs).items():
-        of = rows[rows["variant"] == variant].groupby("k")[["tokens_per_second", "cross_entropy"]].mean()
-        if of.empty:
-            continue
-        dashes = (0, how.dashes) if how.dashes else "-"
-        axes.plot(
-            of["tokens_per_second"],
-            of["cross_entropy"],
-            color=how.colour,
-            marker=how.marker,
-            linestyle=dashes,
-            label=variant,
+    figure, grid, present = panels(rows, 1, sharey=False)
+    for axes, panel in zip(grid[0], present, strict=True):
+        for variant, how in looks(runs).items():
+            of = rows[(rows["variant"] == variant) & (rows["panel"] == panel)]
+            if of.empty:
+                continue
+            mean = of.groupby("k")[["tokens_per_second", "cross_entropy"]].mean()
+            axes.plot(
+                mean["tokens_per_second"],
+                mean["cross_entropy"],
+                color=how.colour,
+                marker=how.marker,
+                linestyle=(0, how.dashes) if how.dashes else "-",
+                label=variant,
+            )
+        axes.set(
+            xscale="log", yscale="log", title=panel, xlabel="tokens a second", ylabel="cross-entropy (nats a token)"
         )
-    axes.set(xscale="log", yscale="log", xlabel="tokens a second (more loops to the left)", ylabel="nats a token")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    shared_legend(figure)
     return figure
 
 
@@ -177,7 +181,7 @@ def precision(runs: Runs) -> Figure | None:
         1, 2, figsize=(9.5, 1.8 + 0.3 * rows["variant"].nunique()), layout="constrained", sharey=True
     )
     points(left, rows, "moving_fraction_at_64", "dtype", runs)
-    left.set_xlabel("tokens still moving at loop 64")
+    left.set_xlabel("share of tokens still moving at loop 64")
     long = rows.melt(
         id_vars=["variant", "seed", "dtype"], value_vars=["loops_predicted", "loops_seen"], value_name="loops"
     ).dropna(subset=["loops"])

@@ -13,11 +13,10 @@ from experiments.claims.confounds import cell_of
 from experiments.config import RunConfig
 from experiments.errors import RunError, UsageError
 from experiments.files import read_json
+from experiments.measure.suite import FOLDER, RECORD, VERSION
 from experiments.runs import CONFIG, SUMMARY, read_config, read_summary
 from experiments.training.trainer import CHECKPOINT
 
-VERSION = 1
-FOLDER, RECORD = "measurements", "measurements.json"
 Measure = Callable[[Path], Any]
 
 

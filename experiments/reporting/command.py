@@ -17,6 +17,7 @@ from experiments.corpus import default_cache
 from experiments.device import make_arithmetic_repeatable
 from experiments.environment import describe
 from experiments.errors import RunError, UsageError
+from experiments.measure.suite import measure_run
 from experiments.reporting.collect import Collection, collect, run_folders
 from experiments.reporting.numbers import counts
 
@@ -51,7 +52,7 @@ def main() -> None:
         named = ", ".join(map(str, arguments.runs)) or "nothing"
         raise UsageError(f"{named} holds no run folder; train some with experiments/run.py first.")
     try:
-        report(folders, arguments.out, _suite(arguments.cache) if arguments.measure else None)
+        report(folders, arguments.out, partial(measure_run, cache=arguments.cache) if arguments.measure else None)
     except KeyboardInterrupt as error:
         raise RunError("interrupted; the same command goes on from the measurements that are stored.") from error
 
@@ -83,9 +84,3 @@ def _write(collection: Collection, out: Path) -> None:
         print(f"{finding.verdict:14} {finding.claim.text}")
     tally = ", ".join(f"{number} {verdict}" for verdict, number in counts(findings).items())
     print(f"\n{len(collection.runs)} runs; {tally}; all of it in {out / 'index.html'}")
-
-
-def _suite(cache: Path) -> Callable[[Path], Any]:
-    from experiments.measure.suite import measure_run
-
-    return partial(measure_run, cache=cache)

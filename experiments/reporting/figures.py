@@ -1,28 +1,55 @@
 """Every measurement as a figure, drawn from stored tables only: lines over loops, factors and steps."""
 
+from typing import Any, Literal
+
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.style import INK, PANELS, Look, lines, looks, shared_legend, table
+from experiments.reporting.style import INK, PANELS, lines, looks, shared_legend, symlog, table
 
 Runs = tuple[MeasuredRun, ...]
 
 
+def panels(
+    rows: pd.DataFrame, count: int, *, sharex: bool | Literal["row"] = True, sharey: bool = True
+) -> tuple[Figure, Any, list[str]]:
+    """A column of axes for each group of variants, and `count` rows of them: within a group every look is its own."""
+    present = [panel for panel in PANELS if panel in set(rows["panel"])]
+    size = (3.7 * max(len(present), 1.4), 1.1 + 3.0 * count)
+    figure, grid = plt.subplots(
+        count,
+        len(present),
+        figsize=size,
+        layout="constrained",
+        sharex=sharex,
+        sharey="row" if sharey else False,
+        squeeze=False,
+    )
+    return figure, grid, present
+
+
 def by_panel(
-    runs: Runs, name: str, x: str, y: str, *, xlabel: str, ylabel: str, log: bool = True, log_x: bool = False
+    runs: Runs,
+    name: str,
+    x: str,
+    y: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = True,
+    log_x: bool = False,
+    sharey: bool = True,
 ) -> tuple[Figure, list[Axes]] | None:
     """A quantity in one panel for each group of variants."""
     rows = table(runs, name)
     if rows.empty or rows[y].dropna().empty:
         return None
-    present = [panel for panel in PANELS if panel in set(rows["panel"])]
-    figure, grid = plt.subplots(
-        1, len(present), figsize=(3.7 * max(len(present), 1.4), 4.1), layout="constrained", sharey=True, squeeze=False
-    )
+    figure, grid, present = panels(rows, 1, sharey=sharey)
     for axes, panel in zip(grid[0], present, strict=True):
         lines(axes, rows[rows["panel"] == panel], x, y, looks(runs), log=log)
         axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
@@ -43,7 +70,9 @@ def norm_by_loop(runs: Runs) -> Figure | None:
 
 
 def cross_entropy_by_loop(runs: Runs) -> Figure | None:
-    drawn = by_panel(runs, "loops", "k", "cross_entropy", xlabel="loop k", ylabel="cross-entropy (nats a token)")
+    drawn = by_panel(
+        runs, "loops", "k", "cross_entropy", xlabel="loop k", ylabel="cross-entropy (nats a token)", sharey=False
+    )
     return _with_depth(drawn, runs)
 
 
@@ -60,17 +89,18 @@ def radial_fractions(runs: Runs) -> Figure | None:
     rows = table(runs, "radial")
     if rows.empty:
         return None
-    figure, grid = plt.subplots(1, 2, figsize=(9.5, 4.6), layout="constrained", sharey=True)
     columns = {"immediate": "of the loop's own loss", "total": "of the whole training loss"}
-    for axes, (column, title) in zip(grid, columns.items(), strict=True):
+    figure, grid, present = panels(rows, len(columns))
+    for of_column, (column, words) in zip(grid, columns.items(), strict=True):
         clipped = rows.assign(**{column: rows[column].clip(lower=1e-17)})
-        lines(axes, clipped, "k", column, looks(runs))
-        axes.axhline(
-            rows["random_direction"].iloc[0], color=INK, linewidth=0.8, linestyle="--", label="random direction"
-        )
-        axes.axhline(1e-16, color=INK, linewidth=0.8, linestyle=":", label="float64 rounding")
-        axes.set(title=title, xlabel="loop k", ylabel="radial-gradient fraction")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes, panel in zip(of_column, present, strict=True):
+            lines(axes, clipped[clipped["panel"] == panel], "k", column, looks(runs))
+            axes.axhline(
+                rows["random_direction"].iloc[0], color=INK, linewidth=0.8, linestyle="--", label="random direction"
+            )
+            axes.axhline(1e-16, color=INK, linewidth=0.8, linestyle=":", label="float64 rounding")
+            axes.set(title=panel, xlabel="loop k", ylabel=f"radial-gradient fraction\n{words}")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     shared_legend(figure)
     return figure
 
@@ -78,23 +108,23 @@ def radial_fractions(runs: Runs) -> Figure | None:
 INCREMENTS = {
     "regime_number": ("regime number |b(2h) - b(h)| / |b(h)|", True),
     "radial_increment": ("radial increment <u, b>", False),
-    "angular_step": ("angle between h_k and h_k+1 (rad)", True),
+    "angular_step": ("turn of the direction (rad)", True),
     "heading_cosine": ("cosine of successive direction steps", False),
 }
 
 
 def increments(runs: Runs) -> Figure | None:
     rows = table(runs, "increments")
-    rows = rows if rows.empty else rows[rows["panel"] != PANELS[2]]
     if rows.empty:
         return None
-    figure, grid = plt.subplots(2, 2, figsize=(9.5, 7.2), layout="constrained", sharex=True)
-    for axes, (column, (label, log)) in zip(grid.flat, INCREMENTS.items(), strict=True):
-        lines(axes, rows[rows["k"] > 0], "k", column, looks(runs), log=log)
-        axes.set(xscale="log", xlabel="loop k", ylabel=label)
-        if column == "radial_increment":
-            axes.set_yscale("symlog", linthresh=1.0)
-        _trained(axes, runs)
+    figure, grid, present = panels(rows, len(INCREMENTS))
+    for of_column, (column, (label, log)) in zip(grid, INCREMENTS.items(), strict=True):
+        for axes, panel in zip(of_column, present, strict=True):
+            lines(axes, rows[(rows["k"] > 0) & (rows["panel"] == panel)], "k", column, looks(runs), log=log)
+            axes.set(xscale="log", xlabel="loop k", ylabel=label, title=panel)
+            if column == "radial_increment":
+                symlog(axes, "y", 1.0)
+            _trained(axes, runs)
     shared_legend(figure)
     return figure
 
@@ -111,23 +141,32 @@ def growth(runs: Runs) -> Figure | None:
         "scale_removing",
     )
     order = [variant for variant in wanted if variant in set(rows["variant"])] or list(rows["variant"].unique())[:5]
-    figure, grid = plt.subplots(1, len(order), figsize=(2.9 * len(order) + 1, 4.2), layout="constrained", squeeze=False)
-    for axes, variant in zip(grid[0], order, strict=True):
-        _growth_panel(axes, rows[rows["variant"] == variant], looks(runs)[variant])
+    columns = min(len(order), 3)
+    count = -(-len(order) // columns)
+    figure, grid = plt.subplots(
+        count, columns, figsize=(3.2 * columns + 1, 1.2 + 2.9 * count), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(order) :]:
+        axes.remove()
+    for axes, variant in zip(grid.flat, order, strict=False):
+        _growth_panel(axes, rows[rows["variant"] == variant])
         axes.set(title=variant, xlabel="loop k", ylabel="mean L2 norm")
     shared_legend(figure)
     return figure
 
 
-def _growth_panel(axes: Axes, rows: pd.DataFrame, how: Look) -> None:
-    """Seed means: the norm seen as a broad line, each predictor as a thin one with its band."""
+def _growth_panel(axes: Axes, rows: pd.DataFrame) -> None:
+    """Seed means: the norm seen as a broad line, each predictor as a thin one; the band of the one that is judged."""
     seen = rows.groupby("k")["l2_norm_seen"].mean()
-    axes.plot(seen.index, seen, color=how.colour, linewidth=4.0, alpha=0.45, label="seen")
-    dashes = ("-", "--", "-.", ":", (0, (1, 3)))
-    for style, (method, of) in zip(dashes * 3, rows.groupby("method", sort=False), strict=False):
-        mean = of.groupby("k")[["l2_norm_predicted", "low", "high"]].mean()
-        axes.plot(mean.index, mean["l2_norm_predicted"], color=INK, linewidth=1.1, linestyle=style, label=str(method))
-        axes.fill_between(mean.index, mean["low"], mean["high"], color=how.colour, alpha=0.08, linewidth=0)
+    axes.plot(seen.index, seen, color=INK, linewidth=5.0, alpha=0.3, label="seen")
+    dashes = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+    styles = zip(sns.color_palette("colorblind", 8).as_hex(), dashes * 2, strict=True)
+    for (colour, style), (method, of) in zip(styles, rows.groupby("method", sort=False), strict=False):
+        mean = of.groupby("k")[["l2_norm_predicted", "low", "high"]].mean().dropna()
+        if len(mean):
+            axes.plot(mean.index, mean["l2_norm_predicted"], color=colour, linestyle=style, label=str(method))
+        if method == "direction_flow":
+            axes.fill_between(mean.index, mean["low"], mean["high"], color=colour, alpha=0.12, linewidth=0)
     top = max(seen.max() * 1.6, 1e-9)
     axes.set_ylim(min(0.0, seen.min()), top)  # a predictor that leaves this has failed, and its error is in the table
 
@@ -146,7 +185,7 @@ def scale_sensitivity(runs: Runs) -> Figure | None:
     if drawn is None:
         return None
     for axes in drawn[1]:
-        axes.set_yscale("symlog", linthresh=1e-2)
+        symlog(axes, "y", 1e-2)
     shared_legend(drawn[0])
     return drawn[0]
 
@@ -155,14 +194,16 @@ def deferred(runs: Runs) -> Figure | None:
     rows = table(runs, "deferred")
     if rows.empty:
         return None
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8), layout="constrained")
-    right.set_xscale("log")
-    clipped = rows.assign(visibility=rows["visibility"].clip(lower=1e-30))
-    lines(left, clipped[clipped["factor"] == clipped["factor"].min()], "k", "visibility", looks(runs))
-    left.set(title="by loop", xlabel="scale of h_k, loop k", ylabel="deferred visibility, random direction = 1")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lines(right, clipped[clipped["k"] == 1], "factor", "visibility", looks(runs))
-    right.set(title="scale of h_1, multiplied", xlabel="factor", ylabel="")
+    rows = rows.assign(visibility=rows["visibility"].clip(lower=1e-30))
+    figure, grid, present = panels(rows, 2, sharex="row")
+    for axes, panel in zip(grid[0], present, strict=True):
+        of = rows[(rows["panel"] == panel) & (rows["factor"] == rows["factor"].min())]
+        lines(axes, of, "k", "visibility", looks(runs))
+        axes.set(title=panel, xlabel="loop k whose scale is seen", ylabel="deferred visibility\n(random direction: 1)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes, panel in zip(grid[1], present, strict=True):
+        lines(axes, rows[(rows["panel"] == panel) & (rows["k"] == 1)], "factor", "visibility", looks(runs))
+        axes.set(xscale="log", xlabel="factor on h_1", ylabel="deferred visibility of h_1's scale")
     shared_legend(figure)
     return figure
 
@@ -172,11 +213,11 @@ def pressure(runs: Runs) -> Figure | None:
     if rows.empty:
         return None
     drawn = by_panel(
-        runs, "pressure", "step", "k0_pressure", xlabel="training step", ylabel="pressure <G_0, h_0>", log=False
+        runs, "pressure", "step", "k0_pressure", xlabel="training step", ylabel="pressure <G_0, h_0> (nats)", log=False
     )
     assert drawn is not None
     for axes in drawn[1]:
-        axes.set_xscale("symlog", linthresh=1.0)
-        axes.set_yscale("symlog", linthresh=1e-2)
+        symlog(axes, "x", 1.0)
+        symlog(axes, "y", 1e-2)
     shared_legend(drawn[0])
     return drawn[0]

@@ -18,8 +18,14 @@ from experiments.tables import markdown
 TEMPLATES = Path(__file__).parent / "templates"
 TITLE = "Which parts of a looped language model's state can its loss not see?"
 LEAD = (
-    "Every claim this project tests on trained models, the prediction fixed before looking, what was observed over "
-    "seeds, and the verdict. A claim that is not supported is printed like any other."
+    "Every claim this project tests on trained models: what was predicted, what was observed over seeds, and the "
+    "verdict. A claim that is not supported is printed like any other."
+)
+FIXED = (
+    "Not every prediction was blind. {before} were written down, with their thresholds, before their quantity was "
+    "measured on any sweep. {after} ask for norms, losses, exits, radial fractions, rescaling, regime numbers or "
+    "carry, which an earlier sweep of three seeds at the same size had shown when the thresholds were set; these runs "
+    "repeat them. Each row says which it is."
 )
 HOW_JUDGED = (
     "A verdict asks that every seed and both ends of the 95 % interval over seeds (Student t, of the logarithm for "
@@ -55,6 +61,7 @@ def write(out: Path, findings: Sequence[Finding], drawn: Sequence[Drawn], collec
     shared: dict[str, Any] = {
         "title": TITLE,
         "lead": LEAD,
+        "fixed": _fixed(findings),
         "how_judged": HOW_JUDGED,
         "setting": setting(collection),
         "counts": counts(findings),
@@ -83,6 +90,11 @@ def write(out: Path, findings: Sequence[Finding], drawn: Sequence[Drawn], collec
         if item.png is not None:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(item.png)
+
+
+def _fixed(findings: Sequence[Finding]) -> str:
+    after = [finding.claim.fixed_after_looking for finding in findings if finding.claim.rule is not None]
+    return FIXED.format(before=after.count(False), after=after.count(True))
 
 
 def _render(name: str, *, autoescape: bool, **values: Any) -> str:

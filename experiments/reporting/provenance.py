@@ -32,6 +32,7 @@ def environment(collection: Collection, today: dict[str, Any]) -> list[tuple[str
     sessions = _sessions(collection)
     dates = sorted(session["date"][:10] for session in sessions)
     dirty = any(session["uncommitted_changes"] for session in sessions)
+    measured = [run.record["environment"] for run in collection.runs]
     corpora = {str(run.summary["corpus"].get("source")) for run in collection.runs}
     return [
         ("seeds", _seeds(collection)),
@@ -44,6 +45,8 @@ def environment(collection: Collection, today: dict[str, Any]) -> list[tuple[str
             "commit of training",
             _all(sessions, lambda s: (s["commit"] or "unknown")[:10]) + " with uncommitted changes" * dirty,
         ),
+        ("measured", _all(measured, lambda m: f"{m['date'][:10]}, {m['processor']}, {m['device']}")),
+        ("commit of measurement", _all(measured, lambda m: (m["commit"] or "unknown")[:10])),
         ("reported", today["date"]),
         ("reported on", f"{today['processor']}, Python {today['python']}, {today['platform']}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in today["packages"].items())),

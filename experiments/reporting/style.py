@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -21,6 +21,7 @@ import pandas as pd  # noqa: E402
 import seaborn as sns  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator  # noqa: E402
 
 from experiments.config import RunConfig  # noqa: E402
 from experiments.measure.statistics import geometric_interval, t_interval  # noqa: E402
@@ -141,6 +142,26 @@ def lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, variants: dict[str, Lo
         axes.set_yscale("log")
 
 
+def symlog(axes: Axes, axis: Literal["x", "y"], linthresh: float) -> None:
+    """Logarithmic beyond +-linthresh, with the margin of that scale: matplotlib keeps the one of the linear scale."""
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("symlog", linthresh=linthresh)
+    axes.autoscale_view(scalex=axis == "x", scaley=axis == "y")
+
+
+def plain_ticks(figure: Figure) -> None:
+    """Numbers without mathematical typesetting on logarithmic axes, and between decades where there are few."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if axis.get_scale() not in ("log", "symlog"):
+            continue
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        low, high = axis.get_view_interval()
+        shown: tuple[int, ...] = ()
+        if axis.get_scale() == "log" and high < 100 * low:
+            shown = (2, 3, 4, 5, 6, 8) if high < 10 * low else (2, 5)
+            axis.set_minor_locator(LogLocator(subs=shown))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _, shown=shown: f"{value:g}" if shown else ""))
+
+
 def shared_legend(figure: Figure, columns: int = 3) -> None:
     """One legend under all panels, of the entries of each."""
     entries: dict[str, Any] = {}
@@ -175,6 +196,11 @@ def themed() -> Iterator[None]:
         "lines.linewidth": 1.6,
         "lines.markersize": 5,
         "legend.fontsize": 9,
+        # As those of decades, so that all numbers of an axis stand in one line.
+        "xtick.minor.size": plt.rcParamsDefault["xtick.major.size"],
+        "xtick.minor.pad": plt.rcParamsDefault["xtick.major.pad"],
+        "ytick.minor.size": plt.rcParamsDefault["ytick.major.size"],
+        "ytick.minor.pad": plt.rcParamsDefault["ytick.major.pad"],
         "font.family": "sans-serif",
     }
     with sns.axes_style("whitegrid"), plt.rc_context(colours | extra):
@@ -185,7 +211,7 @@ def themed() -> Iterator[None]:
 
 
 def png(figure: Figure) -> bytes:
-    """On white, 150 dots an inch."""
+    """On white, 150 dots an inch, laid out as it is."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
