@@ -136,6 +136,8 @@ def _evaluate_case(claim: Claim, case: tuple[str, ...], runs: Runs) -> CaseFindi
             estimates[seed] = float(claim.estimate(*(runs[label][seed] for label in case)))
         except NotMeasured as error:
             left_out.append(str(error))
+        except (ArithmeticError, ValueError) as error:
+            left_out.append(f"seed {seed}: {error}")
     values = list(estimates.values())
     interval = _interval(values, claim.spread) if values else None
     return CaseFinding(
@@ -148,7 +150,12 @@ def _evaluate_case(claim: Claim, case: tuple[str, ...], runs: Runs) -> CaseFindi
 
 
 def _interval(values: list[float], spread: Literal["linear", "log"]) -> Interval:
-    """An interval with NaN ends, which decide nothing, where a value is not finite or has no logarithm."""
+    """An interval with NaN ends, which decide nothing, where a value is not finite or has no logarithm.
+
+    Only where every seed's error is infinite, for example as a growth that was predicted turned round, that is decided.
+    """
+    if all(value == math.inf for value in values):
+        return Interval(mean=math.inf, low=math.inf, high=math.inf)
     if not all(math.isfinite(value) and (value > 0 or spread == "linear") for value in values):
         return Interval(mean=math.nan, low=math.nan, high=math.nan)
     return geometric_interval(values) if spread == "log" else t_interval(values)

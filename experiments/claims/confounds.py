@@ -10,7 +10,7 @@ from itertools import combinations, product
 from experiments.claims import estimates as e
 from experiments.claims.cases import REPEAT_LARGE
 from experiments.claims.claim import Claim, Rule
-from experiments.claims.tables import RunTables
+from experiments.claims.tables import NotMeasured, RunTables
 from experiments.config import RunConfig
 from experiments.variants import PER_LOOP, RAW, RMSNORM, SMALL_EMBEDDING_STD
 from models import PRESETS
@@ -55,6 +55,8 @@ def effect(names: tuple[str, ...]) -> e.Estimate:
 def share(blind: RunTables, raw: RunTables, blind_plain: RunTables, raw_plain: RunTables) -> float:
     """1 - ln(ratio in the untied, small cells) / ln(ratio in the tied, N(0, 1) cells)."""
     full = math.log(e.last_norm(blind) / e.last_norm(raw))
+    if not full > 0.0:
+        raise NotMeasured(f"{blind.name}: no contrast with {raw.name} to share out")
     return 1.0 - math.log(e.last_norm(blind_plain) / e.last_norm(raw_plain)) / full
 
 

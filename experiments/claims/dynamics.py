@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from experiments.claims.estimates import Estimate, last_norm
+from experiments.claims.estimates import Estimate
 from experiments.claims.tables import NotMeasured, RunTables
 from experiments.measure.precision import MAX_LOOPS
 
@@ -22,8 +22,9 @@ def growth_error(method: str, k: int) -> Estimate:
     """|predicted - seen| / |seen - norm at K| after loop k; predicting no growth has error 1."""
 
     def estimate(run: RunTables) -> float:
-        predicted, seen = (run.value("growth", c, k=k, method=method) for c in ("l2_norm_predicted", "l2_norm_seen"))
-        return abs(predicted - seen) / abs(seen - last_norm(run))
+        columns = ("l2_norm_predicted", "l2_norm_seen", "l2_norm_trained")
+        predicted, seen, trained = (run.value("growth", column, k=k, method=method) for column in columns)
+        return abs(predicted - seen) / abs(seen - trained)
 
     return estimate
 
@@ -92,6 +93,8 @@ def attribution_error(run: RunTables) -> float:
 def embedding_share(run: RunTables) -> float:
     """The embeddings' contribution over the sum."""
     rows = run.rows("attribution").groupby("group")["contribution"].sum()
+    if not rows["sum"] > 0.0:
+        raise NotMeasured(f"{run.name}: the log norm did not grow, so there is nothing to share out")
     return float(sum(value for name, value in rows.items() if "embedding" in str(name)) / rows["sum"])
 
 

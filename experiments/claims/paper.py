@@ -129,7 +129,22 @@ PAPER_CLAIMS = (
         unit="nats",
         figure="clamp",
         note="The first update turns the embedding's state more than it lengthens it, so that removing its radial part "
-        "is no test of growth; remove_radial_after_loop1, measured beside these and not judged, leaves it alone.",
+        "is no test of growth; see the next claim.",
+    ),
+    Claim(
+        key="clamp-after-loop-1",
+        text="The same of the clamps that leave the first loop alone.",
+        source="this project, after finding that the first update is no growth",
+        prediction=f"changes by less than {REPEAT_SMALL:g} nats, either sign",
+        method="Largest |change of cross-entropy|: radial part of every update after loop 1 removed; scale frozen at "
+        "loop 1's.",
+        tables=("clamp",),
+        cases=BLIND_GROWING,
+        estimate=e.largest_change("clamp")("mode", ("remove_radial_after_loop1", "freeze_loop1")),
+        rule=Rule(expect="below", low=REPEAT_SMALL, high=REPEAT_LARGE),
+        unit="nats",
+        figure="clamp",
+        note="Made after seeds 0 and 1 were seen.",
     ),
     Claim(
         key="clamp-decode-time",

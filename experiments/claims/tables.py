@@ -21,7 +21,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
         "second_order_seen",
         "second_order_predicted",
     ),
-    "growth": ("k", "l2_norm_seen", "method", "l2_norm_predicted", "low", "high"),
+    "growth": ("k", "l2_norm_trained", "l2_norm_seen", "method", "l2_norm_predicted", "low", "high"),
     "growth_exponent": ("quantity", "estimate", "low", "high"),
     "clamp": ("mode", "cross_entropy", "change", "low", "high"),
     "depth": ("k", "cross_entropy", "perplexity", "tokens_per_second", "low", "high"),

@@ -11,6 +11,7 @@ TRAINING_CLAIMS = (
         key="attribution-adds-up",
         text="What the parameter groups contributed to log norm adds up to its change over training.",
         source="theory P16 a",
+        basis="by construction",
         prediction="within 10 %",
         method="|sum - change of mean log |h_K|| / |change|, from weight snapshots.",
         tables=("attribution",),

@@ -275,8 +275,9 @@ def _growth(norms, *, grows):
     for method, factor in methods.items():
         for k in range(LOOPS + 1, 65):
             predicted = norms[LOOPS] + factor * (norms[k] - norms[LOOPS]) if grows else norms[k] * factor
-            rows.append([k, norms[k], method, predicted, 0.9 * predicted, 1.1 * predicted])
-    return pd.DataFrame(rows, columns=["k", "l2_norm_seen", "method", "l2_norm_predicted", "low", "high"])
+            rows.append([k, norms[LOOPS], norms[k], method, predicted, 0.9 * predicted, 1.1 * predicted])
+    columns = ["k", "l2_norm_trained", "l2_norm_seen", "method", "l2_norm_predicted", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _halting(loops):

@@ -53,6 +53,7 @@ EDITS = {
     "radial-blind-last": Edit("radial", "immediate", 1e-2, 1e-5),
     "radial-visible": Edit("radial", "immediate", 1e-9, 1e-5),
     "clamp-harmless": Edit("clamp", "change", -0.2, 0.05, (("mode", "freeze_loop1"),)),
+    "clamp-after-loop-1": Edit("clamp", "change", -0.2, 0.05, (("mode", "freeze_loop1"),)),
     "clamp-decode-time": Edit("clamp", "change", 0.2, 1e-3, (("mode", "decode_time"),)),
     "terminal-beats-per-loop": at_k(LOSS, 4.0, 3.42),
     "terminal-exits-unusable": at_k(LOSS, 3.4, 4.05, k=1),
