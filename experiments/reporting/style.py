@@ -229,7 +229,7 @@ def svg(figure: Figure, key: str) -> str:
     text = re.sub(r'href="#', f'href="#{key}-', text)
     for colour, name in ((INK, "currentColor"), (GRID, "var(--grid)")):
         text = text.replace(colour, name)
-    # Size comes from the page; the picture's name and description are given by the element around it.
-    return re.sub(
-        r'<svg (.*?)width="[^"]*" height="[^"]*"', rf'<svg id="svg-{key}" aria-hidden="true" \1', text, count=1
-    )
+    # Size comes from the page, up to a text of its size; name and description are given by the element around it.
+    widest = 1.25 * figure.get_figwidth()
+    opening = rf'<svg id="svg-{key}" aria-hidden="true" style="max-width: {widest:g}in" \1'
+    return re.sub(r'<svg (.*?)width="[^"]*" height="[^"]*"', opening, text, count=1)
