@@ -150,12 +150,7 @@ def _evaluate_case(claim: Claim, case: tuple[str, ...], runs: Runs) -> CaseFindi
 
 
 def _interval(values: list[float], spread: Literal["linear", "log"]) -> Interval:
-    """An interval with NaN ends, which decide nothing, where a value is not finite or has no logarithm.
-
-    Only where every seed's error is infinite, for example as a growth that was predicted turned round, that is decided.
-    """
-    if all(value == math.inf for value in values):
-        return Interval(mean=math.inf, low=math.inf, high=math.inf)
+    """An interval with NaN ends, which decide nothing, where a value is not finite or has no logarithm."""
     if not all(math.isfinite(value) and (value > 0 or spread == "linear") for value in values):
         return Interval(mean=math.nan, low=math.nan, high=math.nan)
     return geometric_interval(values) if spread == "log" else t_interval(values)
@@ -164,6 +159,8 @@ def _interval(values: list[float], spread: Literal["linear", "log"]) -> Interval
 def _judge(rule: Rule | None, values: list[float], interval: Interval | None) -> Outcome:
     if interval is None:
         return "not measured"
+    if rule and rule.expect == "below" and len(values) > 1 and all(value == math.inf for value in values):
+        return "not supported"  # the largest error there is, for example of a growth that turned round
     return over_seeds(values, interval, rule.low, rule.high, rule.expect) if rule else "no prediction"
 
 

@@ -167,9 +167,9 @@ def tables(config, name, jitter):
             high=1.0,
         ),
         "clamp": _frame(
-            mode=["remove_radial", "freeze_loop1", "decode_time"],
+            mode=["remove_radial", "remove_radial_after_loop1", "freeze_loop1", "decode_time"],
             cross_entropy=3.4,
-            change=[0.004 * jitter, -0.002 * jitter, 1e-7] if not raw else [0.3, 0.5, 0.4 * jitter],
+            change=[0.004 * jitter, 0.003, -0.002 * jitter, 1e-7] if not raw else [0.3, 0.2, 0.5, 0.4 * jitter],
             low=-0.01,
             high=0.01,
         ),

@@ -314,3 +314,11 @@ def test_a_claim_is_frozen():
     with pytest.raises(AttributeError):
         CLAIMS[0].rule = None
     assert isinstance(CLAIMS[0], Claim)
+
+
+def test_an_infinite_error_in_every_seed_refutes(runs):
+    claim = replace(BY_KEY["growth-direction-flow-64"], estimate=lambda run: math.inf)
+    assert claim.rule is not None and claim.rule.expect == "below"
+    assert evaluate(claim, index(runs)).verdict == "not supported"
+    one = {label: {0: seeds[0]} for label, seeds in index(runs).items()}
+    assert evaluate(claim, one).verdict == "inconclusive"
