@@ -24,7 +24,7 @@ from loopsight.responses import shape_keeping
 Step = Callable[[Tensor], Tensor]
 
 
-FAR = 1e3  # at least so many times the state itself
+FAR = 4.0  # at least so many times the state itself; more would cost digits of the branch
 
 
 @dataclass(frozen=True, kw_only=True)
