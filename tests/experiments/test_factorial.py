@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from experiments.config import TRAINING_PRESETS
 from experiments.factorial import DECAYS, EMBEDDINGS, FACTORIAL, FACTORS, cell, levels_of
+from experiments.training.optimiser import SGD_MOMENTUM
 from experiments.variants import find, select
 from models import PRESETS, LoopedLM
 
@@ -40,7 +42,12 @@ def test_a_cell_is_what_its_name_says(name):
     assert (model.head is None) == (levels["head"] == "tied")
     assert model.config.embedding_std == EMBEDDINGS[levels["embeddings"]]
     assert (model.position_embedding is None) == (levels["position"] == "rotary")
-    assert variant.training["weight_decay"] == DECAYS[levels["decay"]]
+    if levels["optimiser"] == "sgd":  # the same decay a step as AdamW's, at the preset's rate
+        rate = TRAINING_PRESETS["cpu"].learning_rate
+        step = variant.training["learning_rate"] * variant.training["weight_decay"] / (1.0 - SGD_MOMENTUM)
+        assert step == pytest.approx(rate * DECAYS[levels["decay"]])
+    else:
+        assert variant.training["weight_decay"] == DECAYS[levels["decay"]]
     assert variant.training.get("optimiser", "adamw") == levels["optimiser"]
 
 
