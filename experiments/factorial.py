@@ -23,8 +23,8 @@ POSITIONS: dict[str, PositionKind] = {"learned": "learned", "rotary": "rotary"}
 DECAYS = {"decay0.01": 0.01, "decay1": 1.0}  # the paper's, and one that shrinks a weight by e^-0.3 over 100 steps
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "adamw": {},
-    # The rate is, of 0.1, 0.3 and 1, the one with the lowest validation loss (LOG.md). The coefficient makes the decay of
-    # a step what it is with AdamW: rate x coefficient / (1 - momentum) = 3e-5.
+    # The rate is, of 0.1, 0.3 and 1, the one with the lowest validation loss (LOG.md). The coefficient makes the decay
+    # of a step what it is with AdamW: rate x coefficient / (1 - momentum) = 3e-5.
     "sgd": {"optimiser": "sgd", "learning_rate": 0.3, "weight_decay": 1e-5},
     "muon": {"optimiser": "muon"},
 }
