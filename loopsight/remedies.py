@@ -37,17 +37,18 @@ def norm_penalty(states: Sequence[Tensor], weight: float) -> Float[Tensor, ""]:
     """
     if not states or not weight >= 0.0:
         raise ValueError(f"norm_penalty needs at least one state and a weight >= 0, got {len(states)} and {weight}.")
-    return weight * torch.stack([h.square().mean() for h in states]).mean()
+    return weight * torch.stack([_mean_square(h).mean() for h in states]).mean()
 
 
 def token_penalty(weight: float) -> Callable[[Tensor], Tensor]:
     """h (..., d) -> weight mean square (...): the penalty as `audit(..., penalty=...)` takes it."""
-    return lambda h: weight * h.square().mean(-1)
+    return lambda h: weight * _mean_square(h).squeeze(-1)
 
 
 def rms_normalised(h: Float[Tensor, "*batch d"], target: float = 1.0) -> Float[Tensor, "*batch d"]:
-    """target h / rms(h), without epsilon (a zero state has no direction)."""
-    return h * (target / _rms(h))
+    """target h / rms(h), without epsilon; a zero state, which has no direction, stays zero with zero gradient."""
+    square = _mean_square(h)
+    return (h * (target * torch.where(square > 0, square, 1.0).rsqrt())).to(h.dtype)
 
 
 def with_between_norm(maps: LoopedMaps, target: float = 1.0) -> LoopedMaps:
@@ -126,9 +127,12 @@ class Damped(nn.Module):
 
 
 def _rms(h: Tensor) -> Tensor:
-    # In at least float32: squares overflow float16 from 256 on.
-    wide = h.to(torch.promote_types(h.dtype, torch.float32))
-    return wide.square().mean(-1, keepdim=True).sqrt().to(h.dtype)
+    return _mean_square(h).sqrt().to(h.dtype)
+
+
+def _mean_square(h: Tensor) -> Tensor:
+    """In at least float32: squares overflow float16 from 256 on."""
+    return h.to(torch.promote_types(h.dtype, torch.float32)).square().mean(-1, keepdim=True)
 
 
 def _require_factor(factor: float) -> None:
