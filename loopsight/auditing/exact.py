@@ -40,8 +40,22 @@ class _Promotion(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if _mixed(args, kwargs):
+            _require_no_narrow_target(func, args, kwargs)
             args, kwargs = tree_map(_promoted, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _require_no_narrow_target(func: Any, args: tuple, kwargs: dict) -> None:
+    """An in-place operation on a promoted copy would be lost without a word."""
+    for n, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        target = kwargs.get(argument.name) if n >= len(args) else args[n]
+        if isinstance(target, Tensor) and target.dtype in LOWER_PRECISION:
+            raise ValueError(
+                f"{func} writes a float64 state into a {target.dtype} tensor made by the model; make it like "
+                "the state (torch.zeros_like(h), h.new_empty(...)), or pass the model in float64."
+            )
 
 
 def _mixed(args: tuple, kwargs: dict) -> bool:
