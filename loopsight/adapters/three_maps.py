@@ -9,7 +9,7 @@ from loopsight.adapters.exact import exact
 from loopsight.protocol import LoopedMaps, LoopedModel
 
 
-def own_maps(model: LoopedModel, batch: Any) -> LoopedMaps:
+def own_maps(model: LoopedModel, batch: Any, num_loops: int | None = None) -> LoopedMaps:
     """The model's own maps, K from its `num_loops` or its config's.
 
     A mapping as batch is embedded by its only value, or by its `input_ids` or `tokens`.
@@ -17,11 +17,12 @@ def own_maps(model: LoopedModel, batch: Any) -> LoopedMaps:
     Raises:
         ValueError: K is not to be found, or the model is in training mode.
     """
-    num_loops = getattr(model, "num_loops", None) or getattr(getattr(model, "config", None), "num_loops", None)
+    for owner in (model, getattr(model, "config", None)):
+        num_loops = getattr(owner, "num_loops", None) if num_loops is None else num_loops
     if not isinstance(num_loops, int):
         raise ValueError(
             f"{type(model).__name__} has embed, step and readout, but its num_loops is unknown: "
-            "build LoopedMaps(embed=..., step=..., readout=..., num_loops=...)."
+            "pass num_loops to the audit, or build LoopedMaps(embed=..., step=..., readout=..., num_loops=...)."
         )
     module = model if isinstance(model, nn.Module) else None
     if module is not None and module.training:
@@ -39,7 +40,7 @@ def own_maps(model: LoopedModel, batch: Any) -> LoopedMaps:
         num_loops=num_loops,
         module=module,
         sublayers=tuple(getattr(model, "sublayers", ())),
-        name=type(model).__name__,
+        name=type(getattr(model, "_orig_mod", model)).__name__,
     )
 
 

@@ -104,7 +104,7 @@ def function_named(name: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         raise CannotAsk(
             f"cannot import {module} ({type(error).__name__}: {one_line(error)}); is the working directory right?"
         ) from error
@@ -121,7 +121,7 @@ def _called(name: str, *arguments: Any) -> Any:
     function = function_named(name)
     try:
         return function(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AuditFailed(
             f"the factory {name} raised {type(error).__name__}: {one_line(error)}; call it by itself to see where."
         ) from error
@@ -187,7 +187,8 @@ def _random_ids(module: object, request: Request) -> Tensor:
     tables = [m for m in module.modules() if isinstance(m, nn.Embedding)] if isinstance(module, nn.Module) else []
     if not tables:
         raise AuditFailed("the model has no torch.nn.Embedding to draw token ids for; let the factory return a batch.")
-    classes = max(table.num_embeddings for table in tables)
+    own = getattr(module, "get_input_embeddings", None)  # of transformers; else the first made, not that of positions
+    classes = getattr(own() if own else None, "num_embeddings", tables[0].num_embeddings)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(classes, (request.sequences, request.length), generator=generator)
 

@@ -46,10 +46,15 @@ def as_maps(model: Any, batch: Any, num_loops: int | None) -> LoopedMaps:
     Raises:
         ValueError: they cannot be found, or nobody says how many loops there are.
     """
+    if isinstance(model, nn.Module):  # before anything runs: a search for the loop would blame the loop
+        _require_one_device(model, batch)
+        _require_weights(model)
     if isinstance(model, LoopedMaps):
         maps = model
     elif isinstance(model, LoopedModel):
-        maps = _named_maps(model, num_loops)
+        from loopsight.adapters.three_maps import own_maps
+
+        maps = own_maps(model, batch, num_loops)
     elif isinstance(model, nn.Module):
         from loopsight.adapters import discover
 
@@ -62,22 +67,6 @@ def as_maps(model: Any, batch: Any, num_loops: int | None) -> LoopedMaps:
     if maps.num_loops < 1:
         raise ValueError(f"num_loops must be at least 1, got {maps.num_loops}.")
     return maps
-
-
-def _named_maps(model: Any, num_loops: int | None) -> LoopedMaps:
-    found = num_loops or getattr(model, "num_loops", None) or getattr(getattr(model, "config", None), "num_loops", None)
-    if not isinstance(found, int):
-        raise ValueError("the model does not say how many loops it was trained with; pass num_loops.")
-    module = model if isinstance(model, nn.Module) else None
-    return LoopedMaps(
-        embed=model.embed,
-        step=model.step,
-        readout=model.readout,
-        num_loops=found,
-        module=module,
-        sublayers=tuple(getattr(model, "sublayers", ())),
-        name=type(getattr(model, "_orig_mod", model)).__name__,
-    )
 
 
 @contextmanager
