@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from loopsight import remedies
+from loopsight.auditing.directions import ACTIVE
 from loopsight.auditing.losses import bootstrap, token_losses
 from loopsight.auditing.report import Interval, Remedy
 from loopsight.auditing.subject import Subject
@@ -31,7 +32,8 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
     rms = last.square().mean(-1).sqrt().mean().item()
     first = subject.states[1].double().square().mean(-1).sqrt().mean().item()
     rescaled = step(remedies.rms_normalised(h, first)).norm(dim=-1).mean().item()
-    damped = (far.displacement.norm(dim=-1) / (1.0 - DAMPING)).mean().item()
+    kept = DAMPING * far.gain.median().item()
+    damped = (far.displacement.norm(dim=-1) / (1.0 - kept)).mean().item() if kept < 1.0 else None
     loss = _loss(subject)
     found = [
         Remedy(
@@ -65,7 +67,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
         ),
         Remedy(
             name="damping",
-            verdict="blind but contracted",
+            verdict="blind and active" if kept >= ACTIVE else "blind but contracted",
             l2_norm=damped,
             loss_change=_change(subject, remedies.with_damping(maps, DAMPING)),
             setting=DAMPING,

@@ -27,6 +27,7 @@ IN_REGIME = 0.5  # largest regime number at which a forecast is made
 STRIDE = 0.25  # of |h| / |b|
 MOST_STRIDES = 24
 CARRIED = 0.95  # gain from which on the state keeps growing
+GROWING = 1.001  # gain above which a state grows by a factor rather than by steps
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,8 +66,9 @@ class _Start:
     @classmethod
     def measured(cls, step: StateMap, h: Tensor) -> "_Start":
         # NaN, where a step adds nothing at all, counts as 0: nothing is exactly what it will go on adding.
-        regime = regime_number(step, h).nan_to_num(nan=0.0, posinf=math.inf)
-        return cls(h=h, far=asymptotic_step(step, h), regime=regime)
+        far, regime = asymptotic_step(step, h), regime_number(step, h).nan_to_num(nan=0.0, posinf=math.inf)
+        # Far out the step itself may be no number; then there is no regime to be in.
+        return cls(h=h, far=far, regime=torch.where(far.gain.isfinite(), regime, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,10 @@ def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor
         return LowPrecision(dtype=name, loops_until_stagnation=0.0, loops_until_overflow=0.0)
     if not far.gain.median() >= CARRIED:
         return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=math.inf)
+    gain = far.gain.median().item()
+    if gain > GROWING:  # a factor a loop: nothing swamps, and the largest coordinate gets there first
+        loops = math.log(largest / h.abs().max().item()) / math.log(gain)
+        return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=loops)
     freeze = predicted_freeze(h, far.displacement, dtype)
     overflows = torch.isinf(freeze.level)
     stagnation = torch.where(overflows, torch.inf, freeze.loops).median().item()
