@@ -1,6 +1,7 @@
 """Scaling symmetries of the user's parameters, counted from gradients, and what optimisers do along them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,12 @@ from torch import Tensor, nn
 
 from loopsight.auditing.report import Gauge, OptimiserLaw, ParameterSymmetry
 from loopsight.auditing.subject import Subject, tokens_of
+from loopsight.derivatives import RELATIVE_ERROR, STEPS
 from loopsight.optimiser_laws import adam_step_bound
 from loopsight.protocol import LoopedMaps, unroll
 from loopsight.symmetry import MeasuredSymmetries, measured_symmetries
+
+Losses = Callable[[dict[str, Tensor]], Tensor]
 
 AFFORDABLE = 3e11  # multiply-adds of all backward passes: some tens of seconds on one core
 SPARE = 4  # losses beyond the number of tensors
@@ -46,10 +50,13 @@ def gauge(subject: Subject, generator: torch.Generator) -> Gauge:
     weights = weights.to(losses.device) / losses.numel()
     unused = _unused(running, tensors)
     used = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    if not used:
+        raise ValueError("the logits have no gradient to any parameter; the readout's weights may all be zero.")
 
     def weighted(parameters: dict[str, Tensor]) -> Tensor:
         return (weights @ torch.func.functional_call(running, _named(parameters), ())).cpu()
 
+    _require_true_gradients(weighted, tensors, used)
     found = measured_symmetries(weighted, used, tolerance=COUNTED)
     return Gauge(
         dimension=found.dimension,
@@ -101,6 +108,23 @@ def _unused(running: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
         total = torch.func.functional_call(running, _named(leaves), ()).square().sum()
     gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is None or not gradient.any()}
+
+
+def _require_true_gradients(weighted: Losses, tensors: dict[str, Tensor], used: dict[str, Tensor]) -> None:
+    """One motion of all tensors, by values and by gradients: loops run without gradient leave some of it out."""
+    generator = torch.Generator().manual_seed(0)
+    degrees = {name: torch.randn((), generator=generator, dtype=torch.float64).item() for name in tensors}
+    with torch.no_grad():
+        ahead, behind = (
+            weighted({name: tensor * math.exp(s * STEPS[0] * degrees[name]) for name, tensor in tensors.items()})
+            for s in (1.0, -1.0)
+        )
+    difference = (ahead - behind) / (2 * STEPS[0])
+    values, pull = torch.func.vjp(weighted, used)
+    (gradients,) = pull(torch.ones_like(values))
+    derivative = sum(degrees[name] * (gradients[name] * tensor).sum().item() for name, tensor in used.items())
+    if abs(derivative - difference.sum().item()) > RELATIVE_ERROR * difference.abs().sum().item():
+        raise ValueError("gradients of the parameters disagree with finite differences: some loops run without them.")
 
 
 @torch.no_grad()
