@@ -1,4 +1,4 @@
-"""Precision and recall of the auditor over planted blind spots: `python benchmarks/planted.py [--count 420]`.
+"""Precision and recall of the auditor over planted blind spots: `python benchmarks/planted.py [--count 480]`.
 
 Writes results/audit/planted.csv, a row a planting, and planted.md, the table by kind. A family counts as found if the
 report calls it blind, of its kind, dimension and verdict, and (where it lies in a fixed subspace) within an angle of
@@ -106,7 +106,7 @@ def _row(name: str, scores: list[Score]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=420)
+    parser.add_argument("--count", type=int, default=480)
     parser.add_argument("--first-seed", type=int, default=1000, help="bounds were set looking at seeds below 1000")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "audit")
     arguments = parser.parse_args()

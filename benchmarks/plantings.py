@@ -3,7 +3,7 @@
 Every model sees its state through one map of invariants, `observed`: logits = g(observed(h)) and
 step(h) = c h + B(observed(h)), with random networks g and B. Whatever leaves `observed` unchanged is blind, exactly and
 at every state, and a loop keeps c of it: carried (1), contracted (1/2), removed (0). The invariants may sit in a random
-basis, so that the blind spot is along no channel.
+basis, so that the blind spot is along no channel. One spot has mixed fates: a loop moves a part of it to where it is seen.
 """
 
 from collections.abc import Callable
@@ -48,6 +48,7 @@ def plant(name: str, fate: str, seed: int) -> Planting:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     observed, truths = SPOTS[name](normal, seed)
+    carried = LEAKS[name](truths) if name in LEAKS else _all_alike
     tokens = normal(2, 6, WIDTH) * 3.0
     inputs = observed(tokens).shape[-1]
     deep = seed % 2 == 1
@@ -60,7 +61,7 @@ def plant(name: str, fate: str, seed: int) -> Planting:
         return torch.tanh(x @ first.T / 2) @ head.T + 0.3 * x @ flat.T if deep else x @ flat.T
 
     def step(h: Tensor) -> Tensor:
-        return FACTORS[fate] * h + torch.tanh(observed(h) @ write.T / 2)
+        return carried(h, FACTORS[fate]) + torch.tanh(observed(h) @ write.T / 2)
 
     maps = LoopedMaps(embed=lambda h: h, step=step, readout=readout, num_loops=LOOPS, name=f"{name}, {fate}")
     return Planting(name=name, fate=fate, maps=maps, batch=tokens, truths=truths)
@@ -72,6 +73,23 @@ Spot = tuple[Callable[[Tensor], Tensor], tuple[Truth, ...]]
 ONES = torch.ones(1, WIDTH, dtype=torch.float64) / WIDTH**0.5
 SCALE = Truth(kind="scale", dimension=1)
 MEAN = Truth(kind="mean", dimension=1)
+
+
+def _all_alike(h: Tensor, factor: float) -> Tensor:
+    return factor * h
+
+
+def _one_kept_others_shown(truths: tuple[Truth, ...]) -> Callable[[Tensor, float], Tensor]:
+    """Of the first truth's subspace the first direction has the fate; the others move, whole, to where they are seen."""
+    basis = truths[0].subspace
+    assert basis is not None
+    shown = torch.linalg.qr(basis.T, mode="complete").Q.T[len(basis) : 2 * len(basis) - 1]
+
+    def carried(h: Tensor, factor: float) -> Tensor:
+        hidden = h @ basis[1:].T
+        return factor * (h - hidden @ basis[1:]) + hidden @ shown
+
+    return carried
 
 
 def _orthonormal(normal: Normal, count: int) -> Tensor:
@@ -168,6 +186,16 @@ def _squeeze(normal: Normal, seed: int) -> Spot:
     return observed, (Truth(kind="field", dimension=1, subspace=plane),)
 
 
+def _few_logits(normal: Normal, seed: int) -> Spot:
+    """Fewer logits than channels, one of them not linear: all kernels turn, and meet by their dimensions alone."""
+    rows, mix = normal(WIDTH, 5) / WIDTH**0.5, normal(WIDTH, WIDTH) / WIDTH**0.5
+
+    def observed(h: Tensor) -> Tensor:
+        return torch.cat([h @ rows, torch.asinh(h @ mix).sum(-1, keepdim=True) / WIDTH**0.5], dim=-1)
+
+    return observed, (Truth(kind="field", dimension=WIDTH - 6),)
+
+
 SPOTS: dict[str, Callable[[Normal, int], Spot]] = {
     "visible": _visible,
     "visible, squashed": _squashed,
@@ -175,6 +203,7 @@ SPOTS: dict[str, Callable[[Normal, int], Spot]] = {
     "visible, large epsilon": _nearly_scale_free,
     "direction": _direction,
     "subspace of 3": _subspace,
+    "subspace, mixed fates": _subspace,
     "mean": _mean,
     "scale": _scale,
     "scale and mean": _layernorm,
@@ -183,4 +212,6 @@ SPOTS: dict[str, Callable[[Normal, int], Spot]] = {
     "rotation": _rotation,
     "rotation and scale": _rotation_and_scale,
     "squeeze": _squeeze,
+    "fewer logits than width": _few_logits,
 }
+LEAKS = {"subspace, mixed fates": _one_kept_others_shown}

@@ -4,10 +4,12 @@ A finite motion decides what is seen, where one is known; forward mode measures 
 forward mode. Visibility, activity and deferred visibility come from one derivative of the readout and K further loops.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from loopsight.auditing import actions
@@ -23,7 +25,8 @@ StateMap = Callable[[Tensor], Tensor]
 SEEN = SINE  # finite change relative to random motions; visibility is a square, BLIND = SEEN^2
 ACTIVE = 0.95  # from here on more than half survives a dozen loops
 REMOVED = SEEN  # of a relative change, in one loop
-MEMBERS = 3  # of a family, pushed through the loops one by one
+MEMBERS = 16  # of a family, pushed through the loops one by one
+FIXED = ("fixed", "mean")  # kinds whose directions are the same at every state
 KEPT_BASIS = 16  # largest fixed subspace whose vectors go into the report
 
 
@@ -62,11 +65,11 @@ class Push:
 
     Attributes:
         variance: (K + 1,) of the logits' change, by loop, 0 the present readout; a penalty's curvature included.
-        activity: relative length after one loop, root mean square over the tokens moved.
+        moved: (..., d) what one loop makes of it, relative to |h_t|; zero at tokens that stay.
     """
 
     variance: Tensor
-    activity: float
+    moved: Tensor
 
 
 def push(bench: Bench, direction: Tensor) -> Push:
@@ -75,24 +78,39 @@ def push(bench: Bench, direction: Tensor) -> Push:
     length = direction.norm(dim=-1, keepdim=True)
     delta = torch.where(length > 0, direction / length, 0.0) * h.norm(dim=-1, keepdim=True)
 
-    def run(x: Tensor) -> tuple[Tensor, ...]:
-        states = unroll(bench.step, x, bench.num_loops)
-        return states[1], *(bench.readout(state) for state in states)
-
-    moved, *logits = _derivatives(bench, run, delta)
+    states, moved = unroll(bench.step, h, bench.num_loops), [delta]
+    for state in states[:-1]:
+        moved.append(_derivative(bench, bench.step, state, moved[-1]))
+    # Loop by loop, so that the logits of one loop are held at a time.
+    logits = (_derivative(bench, bench.readout, *pair) for pair in zip(states, moved, strict=True))
     variance = torch.stack([z.var(-1, correction=0).sum() for z in logits])
     if bench.penalty is not None:
         variance[0] = variance[0] + _curvature(bench.penalty, h, delta).sum()
     at = length.squeeze(-1) > 0
-    relative = (moved.norm(dim=-1) / h.norm(dim=-1))[at]
-    return Push(variance=variance, activity=relative.square().mean().sqrt().item())
+    relative = torch.where(at[..., None], moved[1] / h.norm(dim=-1, keepdim=True), 0.0)
+    return Push(variance=variance, moved=relative)
 
 
-def _derivatives(bench: Bench, run: Callable[[Tensor], tuple[Tensor, ...]], delta: Tensor) -> tuple[Tensor, ...]:
+def activities(pushes: Sequence[Push], members: Tensor, within: Tensor | None = None) -> Tensor:
+    """Ascending singular values of one loop on the span of a family: |D step[v]| / |v| of its extreme directions.
+
+    The members themselves are an arbitrary basis of that span: of one direction kept and one removed, members at 45
+    degrees keep 0.7 each.
+    """
+    moved = torch.stack([push.moved for push in pushes])
+    if within is not None:  # what leaves a fixed blind subspace is not kept in it: the next readout sees it
+        moved = moved @ within.T
+    moved = moved.flatten(1)
+    if not torch.isfinite(moved).all():
+        return moved.new_full((len(moved),), torch.nan)
+    tokens = (members[0].norm(dim=-1) > 0).sum()
+    return torch.linalg.eigvalsh(moved @ moved.T / tokens).clamp(min=0.0).sqrt()
+
+
+def _derivative(bench: Bench, function: StateMap, h: Tensor, delta: Tensor) -> Tensor:
     if bench.forward_mode:
-        return torch.func.jvp(run, (bench.h,), (delta,))[1]
-    ahead, behind = run(bench.h + STEPS[0] * delta), run(bench.h - STEPS[0] * delta)
-    return tuple((a - b) / (2 * STEPS[0]) for a, b in zip(ahead, behind, strict=True))
+        return torch.func.jvp(function, (h,), (delta,))[1]
+    return (function(h + STEPS[0] * delta) - function(h - STEPS[0] * delta)) / (2 * STEPS[0])
 
 
 def isotropic(bench: Bench, at: Tensor) -> Push:
@@ -102,9 +120,13 @@ def isotropic(bench: Bench, at: Tensor) -> Push:
 
 
 def judge(
-    bench: Bench, family: Family, scale: Invariance, reference: Push, sampled_reference: Push | None
+    bench: Bench, family: Family, scale: Invariance, reference: Push, sampled_reference: Push | None, hidden: Tensor
 ) -> Direction:
-    """All numbers of one family, and the verdict; `scale` is what `scale_action` said."""
+    """All numbers of one family, and the verdict; `scale` is what `scale_action` said.
+
+    Args:
+        hidden: (m, d) orthonormal basis of everything fixed that is blind: fixed vectors are kept if they stay in it.
+    """
     if family.vectors is not None:
         members, base = family.vectors(bench.h), reference
     else:
@@ -113,7 +135,8 @@ def judge(
     pushes = [push(bench, v) for v in members[:MEMBERS]]
     visibility = max((p.variance[0] / base.variance[0]).item() for p in pushes)
     deferred = max((p.variance[1:].sum() / base.variance[1:].sum()).item() for p in pushes)
-    active = max(p.activity for p in pushes)
+    stays = hidden if family.tokens_with == len(bench.searched) else family.basis
+    active = activities(pushes, members, within=stays if family.kind in FIXED else None)
     finite = _finite(bench, family, scale)
     return Direction(
         name=family.name,
@@ -121,11 +144,11 @@ def judge(
         dimension=family.dimension,
         visibility=visibility,
         finite_change=finite,
-        activity=active,
-        activity_low=min(p.activity for p in pushes),
+        activity=active[-1].item(),
+        activity_low=active[0].item(),
         drive=_drive(bench, members),
         deferred=deferred,
-        verdict=_verdict_of(family, len(bench.searched), verdict(visibility, finite, active)),
+        verdict=_verdict_of(family, len(bench.searched), verdict(visibility, finite, active[-1].item())),
         tokens_with=family.tokens_with,
         tokens_searched=len(bench.searched),
         span=family.span,
@@ -135,7 +158,7 @@ def judge(
 
 def verdict(visibility: float, finite: float | None, activity: float) -> Verdict:
     """The finite motion decides what is seen, if there is one; activity decides what is kept."""
-    if finite is not None and finite != finite or not visibility < float("inf"):
+    if finite is not None and math.isnan(finite) or not (visibility < math.inf and activity < math.inf):
         return "undecided"
     if (visibility >= BLIND) if finite is None else (finite >= SEEN):
         return "visible"
@@ -167,6 +190,13 @@ def _finite(bench: Bench, family: Family, scale: Invariance) -> float | None:
         return None
     h = bench.action_states
     return actions.finite_change(_loss(bench), h, family.motions(h), bench.generator)
+
+
+def seen_when_moved(bench: Bench, family: Family) -> bool:
+    """Whether a finite motion along fixed vectors, all at once, changes the loss: then they are no blind subspace."""
+    assert family.basis is not None
+    direction, h = F.normalize(family.basis.sum(0), dim=0)[None], bench.action_states
+    return actions.finite_change(_loss(bench), h, actions.translations(h, direction), bench.generator) >= SEEN
 
 
 def _loss(bench: Bench) -> actions.Loss:

@@ -1,6 +1,6 @@
 """Families of directions to judge: those asked about by name, and what the search found beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from loopsight.auditing.blindspots import (
 COLLAPSED = 10 * SINE  # sine of the angle of all states to their mean: then what is common to them may be the state
 
 
-def families(spaces: Sequence[BlindSpace], groups: int | None) -> list[Family]:
+def families(
+    spaces: Sequence[BlindSpace], groups: int | None, seen: Callable[[Family], bool] = lambda _: False
+) -> list[Family]:
     """Scale and mean always, blind or not; groups if asked or found; then everything else that is blind.
 
     Args:
@@ -40,6 +42,8 @@ def families(spaces: Sequence[BlindSpace], groups: int | None) -> list[Family]:
     if asked or found:
         result.append(_group_scale(found or asked, len(spaces) if found else 0))
     fixed = _without(fixed, ones) if len(with_mean) == len(spaces) else fixed
+    if len(fixed) and seen(_fixed(fixed, len(spaces))):
+        fixed = fixed[:0]  # kernels that turn with the state within one large subspace meet by their dimensions alone
     if len(fixed):
         result.append(_fixed(fixed, len(spaces)))
     remaining = []

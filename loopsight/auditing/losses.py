@@ -9,6 +9,7 @@ from loopsight.auditing.subject import IGNORED, Subject
 from loopsight.protocol import LoopedMaps, unroll
 
 RESAMPLES = 2_000
+AT_ONCE = 2**22  # units drawn in one piece: 2000 resamples of a long text's tokens would fill the memory
 SEQUENCES = 8  # from so many on, whole sequences are drawn, since tokens of one are not independent
 
 
@@ -65,8 +66,13 @@ def bootstrap(values: Tensor) -> Interval:
     sums, counts = units.nan_to_num().sum(1).cpu(), known.sum(1).double().cpu()
     sums, counts = sums[counts > 0], counts[counts > 0]
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    means = torch.cat(
+        [
+            sums[drawn].sum(1) / counts[drawn].sum(1)
+            for rows in torch.arange(RESAMPLES).split(max(1, AT_ONCE // len(sums)))
+            for drawn in [torch.randint(len(sums), (len(rows), len(sums)), generator=generator)]
+        ]
+    )
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     estimate = (sums.sum() / counts.sum()).item()
     return Interval(estimate=estimate, low=low, high=high, unit="sequences" if sequences else "tokens", count=len(sums))

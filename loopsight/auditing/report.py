@@ -54,8 +54,9 @@ class Direction:
         visibility: chi, largest of the family: logit variance relative to an isotropic direction's; below 1e-6 blind.
         finite_change: change of a cross-entropy under the finite motion, relative to random motions of the same size;
             None where no finite motion is known, and then the derivative, confirmed by finite differences, decides.
-        activity: |D step[v]| / |v|, largest of the family, root mean square over tokens.
-        activity_low: smallest of the family.
+        activity: |D step[v]| / |v|, root mean square over tokens, of the direction in the family's span that keeps
+            most; of fixed directions and the mean only what stays in the fixed blind subspace counts.
+        activity_low: of the direction that keeps least.
         drive: what one loop adds along it, relative to |h|: signed for one direction, a length for a family.
         deferred: logit variance over K further loops, relative to an isotropic direction's.
         tokens_with, tokens_searched: at how many of the searched tokens it is blind.

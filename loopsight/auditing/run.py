@@ -12,7 +12,7 @@ from torch import Tensor
 from loopsight.auditing import gauge as gauges
 from loopsight.auditing.advice import advise
 from loopsight.auditing.blindspots import BlindSpace, blind_space, unsearched
-from loopsight.auditing.directions import Bench, isotropic, judge, scale_action
+from loopsight.auditing.directions import FIXED, Bench, isotropic, judge, scale_action, seen_when_moved
 from loopsight.auditing.exact import exact_arithmetic
 from loopsight.auditing.families import families
 from loopsight.auditing.forecast import growth
@@ -84,6 +84,9 @@ def audit(
         maps = as_maps(model, batch, num_loops)
     with at_rest(maps.module):
         subject = prepare(maps, batch, targets)
+        width = subject.audited.shape[-1]
+        if groups is not None and (groups < 2 or width % groups):
+            raise ValueError(f"groups must be at least 2 and divide the width of the state, {width}, got {groups}.")
         return _audit(subject, groups, penalty, symmetries, seed, started)
 
 
@@ -175,12 +178,14 @@ def _bench(subject: Subject, h: Tensor, penalty: StateMap | None, generator: tor
 
 
 def _treats_tokens_alone(readout: StateMap, h: Tensor, sample: Tensor, count: int) -> bool:
-    together = readout(h).flatten(0, -2)
+    together, last = readout(h).flatten(0, -2), sample[..., -1:, :]
     try:
-        alone = readout(sample).flatten(0, -2)
+        alone, single = readout(sample).flatten(0, -2), readout(last).flatten(0, -2)
     except Exception:  # a readout made for this batch only may fail in any way on another
         return False
-    return torch.allclose(alone, together[_spread(len(together), count)], rtol=1e-9, atol=1e-9)
+    chosen = together[_spread(len(together), count)]
+    # A sample of all tokens is the batch itself: only a token without company shows what company does.
+    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in ((alone, chosen), (single, chosen[-1:])))
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -247,14 +252,16 @@ def _calibration(action: Invariance, spaces: list[BlindSpace]) -> Calibration:
 
 
 def _judged(bench: Bench, scale: Invariance, spaces: list[BlindSpace], groups: int | None) -> tuple[Direction, ...]:
-    found = families(spaces, groups)
-    mask = torch.zeros_like(bench.h[..., 0], dtype=torch.bool)
+    mask = bench.h.new_zeros(bench.h.shape[:-1], dtype=torch.bool)
     everywhere = isotropic(bench, ~mask)
+    found = families(spaces, groups, lambda family: seen_when_moved(bench, family))
     sampled = None
     if any(family.sampled is not None for family in found):
         mask.view(-1)[list(bench.searched)] = True
         sampled = isotropic(bench, mask)
-    return tuple(judge(bench, family, scale, everywhere, sampled) for family in found)
+    bases = [f.basis for f in found if f.kind in FIXED and f.tokens_with == len(spaces) and f.basis is not None]
+    hidden = torch.cat([bench.h.new_zeros(0, bench.h.shape[-1]), *bases])
+    return tuple(judge(bench, family, scale, everywhere, sampled, hidden) for family in found)
 
 
 def _least_visible(spaces: list[BlindSpace]) -> tuple[float, ...]:
