@@ -16,7 +16,7 @@ from loopsight.capture import Call, Key, capture, first_tensor, with_first_tenso
 from loopsight.protocol import LoopedMaps, unroll
 
 # Relative agreement of the unrolled maps with the model's own pass: an order of sums may differ, nothing else.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.02, torch.float16: 0.002}
 Slot = int | str
 
 

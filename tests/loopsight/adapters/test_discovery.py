@@ -93,10 +93,10 @@ class Normed(Stack):
 
 
 class Scheduled(Stack):
-    """A loop that knows its number is no single map."""
+    """A loop that knows its number is no single map, however little it makes of it."""
 
     def loop(self, h: Tensor, e: Tensor, k: int) -> Tensor:
-        return (1.0 + 0.3 * k) * super().loop(h, e, k)
+        return (1.0 + 0.04 * k) * super().loop(h, e, k)
 
 
 class Leaky(Stack):
@@ -170,9 +170,14 @@ def test_a_compiled_model_is_taken_apart_uncompiled(tokens):
     assert torch.equal(maps.step(maps.embed(tokens)), expected.step(expected.embed(tokens)))
 
 
-def test_a_loop_that_is_no_single_map_is_refused(tokens):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_loop_that_is_no_single_map_is_refused_in_every_precision(dtype, tokens):
+    discover(built(Stack).to(dtype), tokens, paths="blocks.1")
     with pytest.raises(ValueError, match="loop 2 of Scheduled.* does not give the model's own state"):
-        discover(built(Scheduled), tokens, paths="blocks.1")
+        discover(built(Scheduled).to(dtype), tokens, paths="blocks.1")
+
+
+def test_a_state_that_reaches_the_logits_past_the_last_loop_is_refused(tokens):
     with pytest.raises(ValueError, match="last state of Leaky.* does not give the model's own logits"):
         discover(built(Leaky), tokens)
 
