@@ -7,6 +7,7 @@ request that cannot be carried out. A failure is one sentence.
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from loopsight.auditing.report import AuditReport
 from loopsight.auditing.request import AuditFailed, CannotAsk, Request, model_and_batch, one_line
@@ -81,25 +82,34 @@ def _audit(arguments: Request) -> int:
 def _failed(report: AuditReport, fail_on: str) -> bool:
     if fail_on == "nothing":
         return False
-    return not report.valid or bool(report.blind if fail_on == "blind" else report.blind_and_active)
+    # An audit that could not judge has not cleared the model.
+    found = report.blind if fail_on == "blind" else report.blind_and_active
+    return not report.valid or bool(found or report.undecided)
 
 
 def _write(report: AuditReport, arguments: Request) -> None:
-    written = {".json": report.to_json()}
+    _write_text(report.to_json(), arguments.out.with_name(arguments.out.name + ".json"))
     if arguments.html:
         from loopsight.auditing.page import html
 
-        written[".html"] = html(report)
-    for suffix, text in written.items():
-        path = arguments.out.with_name(arguments.out.name + suffix)
-        temporary = path.with_name(f".{path.name}.new")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise AuditFailed(f"cannot write {path} ({error}); name another place with --out.") from error
-        print(f"written: {path}")
+            page = html(report)
+        except Exception as error:  # matplotlib may raise anything for odd numbers
+            raise AuditFailed(
+                f"the page could not be drawn ({type(error).__name__}: {one_line(error)}); the JSON is complete."
+            ) from error
+        _write_text(page, arguments.out.with_name(arguments.out.name + ".html"))
+
+
+def _write_text(text: str, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise AuditFailed(f"cannot write {path} ({error}); name another place with --out.") from error
+    print(f"written: {path}")
 
 
 def _require_figures() -> None:

@@ -67,7 +67,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
         ),
         Remedy(
             name="damping",
-            verdict="blind and active" if kept >= ACTIVE else "blind but contracted",
+            verdict="blind but contracted" if kept < ACTIVE else "blind and active",
             l2_norm=damped,
             loss_change=_change(subject, remedies.with_damping(maps, DAMPING)),
             setting=DAMPING,

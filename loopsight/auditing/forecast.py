@@ -125,12 +125,13 @@ def _sum_of_powers(gain: Tensor, n: int) -> Tensor:
 
 def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor) -> LowPrecision:
     """At the present displacement; a stream whose scale is not carried reaches neither by growing."""
-    largest = torch.finfo(dtype).max
+    largest, gain = torch.finfo(dtype).max, far.gain.median().item()
     if (h.abs() > largest).any():
         return LowPrecision(dtype=name, loops_until_stagnation=0.0, loops_until_overflow=0.0)
-    if not far.gain.median() >= CARRIED:
+    if not math.isfinite(gain):  # the step is no number far out, and says nothing of where it leads
+        return LowPrecision(dtype=name, loops_until_stagnation=math.nan, loops_until_overflow=math.nan)
+    if gain < CARRIED:
         return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=math.inf)
-    gain = far.gain.median().item()
     if gain > GROWING:  # a factor a loop: nothing swamps, and the largest coordinate gets there first
         loops = math.log(largest / h.abs().max().item()) / math.log(gain)
         return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=loops)

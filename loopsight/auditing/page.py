@@ -29,7 +29,8 @@ def html(report: AuditReport) -> str:
     Raises:
         ModuleNotFoundError: matplotlib is missing, with the line that installs it.
     """
-    state = "invalid" if not report.valid else "active" if report.blind_and_active else "fine"
+    unsure = not report.valid or (report.undecided and not report.blind)
+    state = "invalid" if unsure else "active" if report.blind_and_active else "fine"
     parts = [
         f'<p class="verdict {state}">{escape(headline(report))}</p>',
         _figure(_norms(report), "Norm of the state by loop: what was predicted from the trained loops, and seen."),
@@ -70,7 +71,7 @@ def _norms(report: AuditReport) -> str:
         axes.fill_between(loops, [f.low for f in seen], [f.high for f in seen], alpha=0.2, color="#d55e00", lw=0)
         axes.plot(loops, [f.predicted for f in seen], "--", color="#d55e00", label="predicted, with bounds")
     observed = [(f.loops, f.observed) for f in report.growth.forecasts if f.observed is not None]
-    axes.plot(*zip(*observed, strict=True), "x", color="black", label="observed")
+    axes.plot([k for k, _ in observed], [norm for _, norm in observed], "x", color="black", label="observed")
     axes.set(xlabel="loops", ylabel="mean Euclidean norm")
     axes.legend(frameon=False)
     return _svg(figure, f"Norm by loop of {report.name}")
@@ -78,14 +79,15 @@ def _norms(report: AuditReport) -> str:
 
 def _map(report: AuditReport) -> str:
     figure, axes = _axes()
-    for n, d in enumerate(report.directions):
+    measured = [d for d in report.directions if math.isfinite(d.visibility) and math.isfinite(d.activity)]
+    for n, d in enumerate(measured):
         x, y = max(d.visibility, FLOOR), max(d.activity, 1e-12)
         axes.plot([x], [y], "o", ms=9, color=COLOURS.get(d.verdict, OTHER))
         axes.annotate(d.name, (x, y), textcoords="offset points", xytext=(8, 6 + 12 * (n % 3)), fontsize=8)
     axes.axvline(1e-6, color="grey", lw=1, ls=":")
     axes.axhline(0.95, color="grey", lw=1, ls=":")
     axes.set(xscale="log", yscale="log", xlabel="visibility (1: as an isotropic direction)", ylabel="activity")
-    lowest = min((d.activity for d in report.directions), default=1.0)
+    lowest = min((d.activity for d in measured), default=1.0)
     axes.set(xlim=(FLOOR, 1e3), ylim=(max(lowest, 1e-12) / 10, 10 ** math.ceil(math.log10(20))))
     return _svg(figure, f"Visibility and activity of the directions of {report.name}")
 

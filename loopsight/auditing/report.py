@@ -94,7 +94,7 @@ class Forecast:
 @dataclass(frozen=True, kw_only=True)
 class LowPrecision:
     """A residual stream stored in `dtype`: loops (from the trained count on) until half of its coordinates stop
-    moving, and until the first exceeds the format. Infinite: never, at the present displacement."""
+    moving, and until the first exceeds the format. Infinite: never, at the present displacement. NaN: not known."""
 
     dtype: str
     loops_until_stagnation: float
@@ -244,6 +244,11 @@ class AuditReport:
         """Those that the recurrence keeps as well: what can grow unseen."""
         return tuple(d for d in self.directions if d.verdict == "blind and active")
 
+    @property
+    def undecided(self) -> tuple[Direction, ...]:
+        """Those that could not be judged: neither seen nor blind."""
+        return tuple(d for d in self.directions if d.verdict == "undecided")
+
     def to_json(self) -> str:
         """Strict JSON; `from_json` reads it back."""
         return codec.to_json(self)
@@ -255,7 +260,10 @@ class AuditReport:
         Raises:
             ValueError: the text is not a report of this version.
         """
-        return codec.from_json(cls, text)
+        report = codec.from_json(cls, text)
+        if report.version != VERSION:
+            raise ValueError(f"this report is of version {report.version}; this version of loopsight reads {VERSION}.")
+        return report
 
     def __str__(self) -> str:
         from loopsight.auditing.wording import in_words

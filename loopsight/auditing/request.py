@@ -58,7 +58,7 @@ class Request:
     html: bool = True
     """Write the page with figures (needs matplotlib)."""
     fail_on: Literal["nothing", "blind", "active"] = "nothing"
-    """Exit with 1 if a direction is blind, or blind and kept by the recurrence, or if the audit is invalid."""
+    """Exit with 1 if a direction is blind, or blind and kept by the recurrence, or if one, or all, cannot be judged."""
 
 
 def model_and_batch(request: Request) -> tuple[Any, Any, tuple[str, ...]]:

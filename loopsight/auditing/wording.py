@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from loopsight.auditing.report import AuditReport, Direction, Interval
 
+SCALE_FREE = 0.1  # degree of a readout below which hardly anything but an epsilon lets the scale through
 HEADER = ("direction", "dim", "verdict", "visibility", "finite change", "activity", "drive", "deferred")
 
 
@@ -12,14 +13,24 @@ def headline(report: AuditReport) -> str:
     """The verdict in one sentence or two."""
     if not report.valid:
         return f"AUDIT INVALID: nothing can be said about blindness, because {report.calibration.reason}"
-    active, blind = report.blind_and_active, report.blind
+    active, blind, undecided = report.blind_and_active, report.blind, report.undecided
+    if not blind and undecided:
+        return f"UNDECIDED: nothing is called blind, but {_names(undecided)} could not be judged."
     if not blind:
-        return "VISIBLE: the readout sees every direction searched for, the scale of the state included."
+        # A penalty shows a scale as well, and the report does not know of one.
+        faint = ", though only through the normalisation's epsilon or a penalty"
+        return (
+            "VISIBLE: the readout sees every direction searched for, the scale of the state included"
+            f"{faint if abs(report.readout_degree) < SCALE_FREE else ''}."
+        )
+    unsure = f" Undecided: {_names(undecided)}." if undecided else ""
     if not active:
-        return f"BLIND, BUT NOT KEPT: the readout cannot see {_names(blind)}, and the recurrence does not keep it."
+        return (
+            f"BLIND, BUT NOT KEPT: the readout cannot see {_names(blind)}, and the recurrence does not keep it.{unsure}"
+        )
     grows = report.growth.radial_increment > 0 and any(d.kind == "scale" for d in active)
     growth = f" The scale grows by {report.growth.radial_increment:.4g} a loop." if grows else ""
-    return f"BLIND AND ACTIVE: the readout cannot see {_names(active)}, and the recurrence keeps it.{growth}"
+    return f"BLIND AND ACTIVE: the readout cannot see {_names(active)}, and the recurrence keeps it.{growth}{unsure}"
 
 
 def in_words(report: AuditReport) -> str:
@@ -53,9 +64,11 @@ def interval(value: Interval | None) -> str:
 
 
 def number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return "never" if math.isinf(value) else f"{value:.4g}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def loops_until(value: float) -> str:
+    return "never" if math.isinf(value) else number(value)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -93,8 +106,8 @@ def _growth(report: AuditReport) -> str:
     ]
     holds = "holds" if g.forecasts[-1].predicted is not None else "does not hold, so nothing is predicted"
     precision = "\n".join(
-        f"Loops until a residual stream in {p.dtype} stops moving: {number(p.loops_until_stagnation)}; until it "
-        f"overflows: {number(p.loops_until_overflow)}."
+        f"Loops until a residual stream in {p.dtype} stops moving: {loops_until(p.loops_until_stagnation)}; until it "
+        f"overflows: {loops_until(p.loops_until_overflow)}."
         for p in g.low_precision
     )
     return (
