@@ -3,7 +3,8 @@
 Every model sees its state through one map of invariants, `observed`: logits = g(observed(h)) and
 step(h) = c h + B(observed(h)), with random networks g and B. Whatever leaves `observed` unchanged is blind, exactly and
 at every state, and a loop keeps c of it: carried (1), contracted (1/2), removed (0). The invariants may sit in a random
-basis, so that the blind spot is along no channel. One spot has mixed fates: a loop moves a part of it to where it is seen.
+basis, so that the blind spot is along no channel. One spot has mixed fates: a loop shows
+a part of it.
 """
 
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def _all_alike(h: Tensor, factor: float) -> Tensor:
 
 
 def _one_kept_others_shown(truths: tuple[Truth, ...]) -> Callable[[Tensor, float], Tensor]:
-    """Of the first truth's subspace the first direction has the fate; the others move, whole, to where they are seen."""
+    """Of the first truth's subspace the first direction has the fate; the others move to where they are seen."""
     basis = truths[0].subspace
     assert basis is not None
     shown = torch.linalg.qr(basis.T, mode="complete").Q.T[len(basis) : 2 * len(basis) - 1]

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
-from loopsight import AuditReport, cli
+from loopsight import AuditReport, audit, cli
+from loopsight.auditing import page
 
 FACTORY = """
 import torch
@@ -58,6 +60,23 @@ def nan():
     return model
 
 
+def zero_head():
+    model = Looped()
+    nn.init.zeros_(model.head.weight)
+    return model
+
+
+def leaves():
+    raise SystemExit(3)
+
+
+def positions():
+    # a larger table that is not the one of tokens
+    model = Looped()
+    model.other = nn.Embedding(500, 16)
+    return model
+
+
 def fails():
     model = Looped()
     model.head = nn.Linear(17, 30)
@@ -84,8 +103,8 @@ def test_a_factory_is_audited_and_the_verdict_comes_first(workplace, capsys):
     assert printed.startswith("BLIND AND ACTIVE") and "random token ids" in printed
     report = AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8"))
     assert report.blind_and_active
-    page = (workplace / "audit.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 2 and "BLIND AND ACTIVE" in page and "http" not in page.split("<svg")[0]
+    shown = (workplace / "audit.html").read_text(encoding="utf-8")
+    assert shown.count("<svg") == 2 and "BLIND AND ACTIVE" in shown and "http" not in shown.split("<svg")[0]
     assert sorted(path.name for path in workplace.glob("audit*")) == ["audit.html", "audit.json"]
 
 
@@ -113,6 +132,7 @@ def test_fail_on(workplace, factory, fail_on, status):
         (["--factory", "their_model:raises"], 1, "raised RuntimeError: no weights here; call it by itself"),
         (["--factory", "their_model:nothing"], 1, "returned int; it must return a torch module or LoopedMaps"),
         (["--factory", "their_model:nan"], 1, "the parameter 'up.weight' holds NaN"),
+        (["--factory", "their_model:leaves"], 1, "raised SystemExit: 3"),
         (["--factory", "their_model:fails"], 1, "the model failed while it was audited (RuntimeError"),
         (["--factory", "their_model:missing"], 2, "has no function missing"),
         (["--factory", "no_such_module:x"], 2, "cannot import no_such_module"),
@@ -149,3 +169,33 @@ def test_figures_without_matplotlib_name_the_line_that_installs_it(workplace, ca
     assert run("--factory", "their_model:blind") == 2
     assert 'pip install "loopsight[cli]"' in capsys.readouterr().err
     assert run("--factory", "their_model:blind", "--no-html") == 0
+
+
+def test_a_zero_head_is_an_invalid_audit_and_no_failure(workplace, capsys):
+    assert run("--factory", "their_model:zero_head", "--no-html") == 0
+    assert capsys.readouterr().out.startswith("AUDIT INVALID")
+    assert run("--factory", "their_model:zero_head", "--no-html", "--fail-on", "active") == 1
+
+
+def test_token_ids_are_drawn_for_the_table_of_tokens(workplace):
+    assert run("--factory", "their_model:positions", "--no-html") == 0
+
+
+def test_what_could_not_be_judged_fails_where_blindness_would(workplace, monkeypatch):
+    def unsure(*arguments, **options):
+        report = audit(*arguments, **options)
+        return replace(report, directions=tuple(replace(d, verdict="undecided") for d in report.directions))
+
+    monkeypatch.setattr(cli, "audit", unsure)
+    for fail_on, status in (("nothing", 0), ("blind", 1), ("active", 1)):
+        assert run("--factory", "their_model:visible", "--no-html", "--fail-on", fail_on) == status
+
+
+def test_the_json_is_there_when_the_page_fails(workplace, capsys, monkeypatch):
+    def fails(report):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(page, "html", fails)
+    assert run("--factory", "their_model:blind") == 1
+    assert "the page could not be drawn (RuntimeError: no ink); the JSON is complete" in capsys.readouterr().err
+    assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).blind

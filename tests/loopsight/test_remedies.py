@@ -191,3 +191,23 @@ def test_training_with_a_wrapped_block_stops_growth_over_loops(model, wrap):
             norms.append(h.norm(dim=-1).mean().item())
     assert norms[31] == pytest.approx(norms[15], rel=0.05)
     assert scale(model, torch.arange(CLASSES)[None]) in ("blind but removed", "blind but contracted")
+
+
+def test_remedies_hold_in_float16_and_at_a_zero_state():
+    """Squares overflow float16 from 256 on; a zero state has no direction to normalise."""
+    large = torch.full((2, 4), 300.0, dtype=torch.float16)
+    assert remedies.norm_penalty([large], 1e-3).item() == pytest.approx(90.0, rel=1e-3)
+    assert remedies.token_penalty(1e-3)(large).isfinite().all()
+    zero = torch.zeros(2, WIDTH, requires_grad=True)
+    value = remedies.BetweenNorm(nn.Identity())(zero)
+    value.sum().backward()
+    assert torch.equal(value, torch.zeros_like(value)) and zero.grad.isfinite().all()
+
+
+def test_damping_that_a_gain_outgrows_predicts_no_norm(maps, tokens):
+    """A tenth less of a gain of 2.5 still grows."""
+    grown = LoopedMaps(
+        embed=maps.embed, step=lambda h: 2.5 * maps.step(h), readout=maps.readout, num_loops=LOOPS, module=maps.module
+    )
+    found = {remedy.name: remedy for remedy in audit(grown, tokens, symmetries=False).remedies}
+    assert found["damping"].l2_norm is None and found["damping"].verdict == "blind and active"

@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopsight import AuditReport, LoopedMaps, audit
+from loopsight.auditing.directions import verdict
+from loopsight.auditing.exact import exact_arithmetic
+from loopsight.auditing.gauge import gauge
+from loopsight.auditing.page import html
+from loopsight.auditing.subject import as_maps, prepare
+from loopsight.auditing.wording import headline
 
 
 def verdicts(report: AuditReport) -> dict[str, str]:
@@ -207,3 +213,104 @@ def test_without_targets_there_is_no_loss_and_the_report_says_so(make_model, tok
     report = audit(maps, model.embed(tokens).detach())
     assert report.loss is None and any("no targets" in note for note in report.notes)
     assert verdicts(report)["scale"] == "blind and active"
+
+
+def test_a_readout_that_mixes_few_tokens_is_not_taken_token_by_token(make_model, tokens):
+    """As many tokens as are sampled: the sample is the batch, and says nothing of what a token sees of others."""
+    model = make_model(normed=False)
+    own = model.readout
+    model.readout = lambda h: own(h - h.mean(-2, keepdim=True))
+    report = audit(model, tokens[:1])
+    assert not [d for d in report.directions if d.verdict == "undecided"] and report.valid
+    assert report.directions[0].tokens_searched == 8 and "VISIBLE" in headline(report)
+
+
+def test_an_activity_that_is_no_number_is_undecided():
+    for finite in (0.0, None):
+        assert verdict(0.0, finite, math.nan) == verdict(0.0, finite, math.inf) == "undecided"
+    assert verdict(0.0, 0.0, 1.0) == "blind and active"
+
+
+def test_the_headline_counts_what_could_not_be_judged(make_model, tokens, report):
+    raw = audit(make_model(normed=False), tokens)
+    assert headline(raw).startswith("VISIBLE") and "epsilon" not in headline(raw)
+    faint = replace(raw, readout_degree=-0.05)
+    assert headline(faint).startswith("VISIBLE") and "only through the normalisation's epsilon" in headline(faint)
+    unsure = replace(raw, directions=(raw.directions[0], replace(raw.directions[1], verdict="undecided")))
+    assert headline(unsure) == "UNDECIDED: nothing is called blind, but the mean direction could not be judged."
+    both = replace(report, directions=(report.directions[0], replace(report.directions[1], verdict="undecided")))
+    assert headline(both).startswith("BLIND AND ACTIVE") and headline(both).endswith("Undecided: the mean direction.")
+
+
+def test_only_counts_of_loops_are_never(report):
+    first = replace(report.loops[1], cross_entropy=math.inf)
+    text = str(replace(report, loops=(report.loops[0], first, *report.loops[2:])))
+    assert "| inf " in text and "| never" not in text
+
+
+def test_a_page_is_drawn_of_numbers_that_are_none(report):
+    odd = replace(report.directions[0], activity=math.nan, visibility=math.inf, verdict="undecided")
+    assert "UNDECIDED" in html(replace(report, directions=(odd, report.directions[1])))
+
+
+def test_a_report_of_another_version_is_refused(report):
+    with pytest.raises(ValueError, match="version 99; this version of loopsight reads 1"):
+        AuditReport.from_json(replace(report, version=99).to_json())
+
+
+def test_loops_without_gradient_count_no_symmetries(make_model, tokens):
+    model = make_model().eval()
+    step, calls = model.step, []
+
+    def early_without(h):
+        calls.append(1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and len(calls) % 3 == 0):
+            return step(h)
+
+    model.step = early_without
+    subject = prepare(as_maps(model, tokens, None), tokens, None)
+    calls.clear()
+    with pytest.raises(ValueError, match="some loops run without them"), exact_arithmetic():
+        gauge(subject, torch.Generator().manual_seed(0))
+
+
+class Unnamed(nn.Module):
+    """No three maps: to be discovered."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.block, self.head = nn.Embedding(40, 24), nn.Linear(24, 24), nn.Linear(24, 40)
+
+    def forward(self, tokens):
+        h = self.table(tokens)
+        for _ in range(3):
+            h = self.block(h)
+        return self.head(h)
+
+
+def test_weights_and_devices_are_named_before_a_loop_is_looked_for(tokens):
+    model = Unnamed()
+    with pytest.raises(ValueError, match="the model is on meta and the batch on cpu"):
+        audit(copy.deepcopy(model).to("meta"), tokens)
+    with torch.no_grad():
+        model.block.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="'block.weight' holds NaN"):
+        audit(model, tokens)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 7])
+def test_groups_that_cannot_be_are_refused(make_model, tokens, groups):
+    with pytest.raises(ValueError, match=f"divide the width of the state, 24, got {groups}"):
+        audit(make_model(), tokens, groups=groups)
+
+
+def test_states_that_are_time_major_are_audited(make_model, tokens):
+    model = make_model()
+    maps = LoopedMaps(
+        embed=lambda t: model.embed(t.T).transpose(0, 1),
+        step=model.step,
+        readout=lambda h: F.linear(F.rms_norm(h, (24,)).square(), model.head.weight[:10, :].abs()),
+        num_loops=3,
+    )
+    found = audit(maps, tokens[:2, :8], targets=tokens[:2, :8] % 10)
+    assert found.valid and found.tokens == 16 and "field" in verdicts(found)

@@ -49,3 +49,18 @@ def test_what_starts_in_low_precision_stays_there(make_model, tokens):
     model = make_model()
     with exact_arithmetic():
         assert model.step(model.embed(tokens)).dtype == torch.float32
+
+
+def test_a_write_that_would_be_lost_is_refused(make_model, tokens):
+    h = make_model().embed(tokens).detach().double()
+
+    def buffered(x):
+        buffer = torch.zeros(x.shape)
+        buffer.copy_(x)
+        buffer.mul_(x)
+        return buffer
+
+    with exact_arithmetic(), pytest.raises(ValueError, match="writes a float64 state into a torch.float32 tensor"):
+        buffered(h)
+    with exact_arithmetic():
+        assert torch.equal(torch.zeros_like(h).add_(torch.ones(h.shape)), torch.ones_like(h))

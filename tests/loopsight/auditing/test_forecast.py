@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from loopsight import unroll
+from loopsight.auditing import losses
 from loopsight.auditing.forecast import growth
 from loopsight.auditing.losses import bootstrap
 
@@ -84,3 +85,24 @@ def test_the_bootstrap_covers_the_mean_and_names_its_unit():
     assert 80 <= hits <= 99
     few = bootstrap(torch.tensor([[1.0, 2.0, float("nan")]]))
     assert (few.unit, few.count, few.estimate) == ("tokens", 2, 1.5)
+
+
+def test_growth_by_a_factor_overflows_by_its_logarithm():
+    found = growth(lambda h: 1.3 * h, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    by_name = {p.dtype: p for p in found.low_precision}
+    assert by_name["float16"].loops_until_overflow == pytest.approx(math.log(65504) / math.log(1.3), rel=1e-3)
+    assert math.isinf(by_name["bfloat16"].loops_until_stagnation)
+
+
+def test_a_step_that_is_no_number_far_out_is_not_forecast():
+    """Negative control: it has no large-norm regime, however calm it is at the states themselves."""
+    found = growth(lambda h: h + h.sinh(), torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    assert [forecast.predicted for forecast in found.forecasts] == [None] * 4
+    assert all(math.isnan(p.loops_until_overflow) for p in found.low_precision)
+
+
+def test_the_bootstrap_is_the_same_in_portions(monkeypatch):
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    whole = bootstrap(values)
+    monkeypatch.setattr(losses, "AT_ONCE", 777)
+    assert bootstrap(values) == whole

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.planted import _row, angle_between, score
 from benchmarks.plantings import FACTORS, SPOTS, VERDICTS, plant
-from loopsight import audit
+from loopsight import LoopedMaps, audit
 from loopsight.auditing.report import Direction
 
 CASES = [(name, fate) for name in SPOTS for fate in FACTORS]
@@ -72,3 +72,55 @@ def test_another_batch_gives_the_same_verdicts():
     first, second = audit(planting.maps, planting.batch), audit(planting.maps, other)
     assert said(first.directions) == said(second.directions)
     assert said(first.blind) == [("scale", VERDICTS["carried"]), ("fixed", VERDICTS["carried"])]
+
+
+def invented(observed, step, classes=24):
+    """A model of 16 channels whose readout is a random linear map of `observed`."""
+    generator = torch.Generator().manual_seed(0)
+    states = 3.0 * torch.randn(2, 6, 16, generator=generator, dtype=torch.float64)
+    head = torch.randn(observed(states).shape[-1], classes, generator=generator, dtype=torch.float64)
+    maps = LoopedMaps(embed=lambda h: h, step=step, readout=lambda h: observed(h) @ head, num_loops=2)
+    return audit(maps, states)
+
+
+def test_what_a_loop_moves_to_where_it_is_seen_is_not_kept():
+    """The step swaps two halves, the readout sees one: activity 1, but nothing stays hidden."""
+    (blind,) = invented(lambda h: h[..., :8], lambda h: h.roll(8, -1)).blind
+    assert (blind.kind, blind.dimension, blind.verdict) == ("fixed", 8, "blind but removed")
+    (kept,) = invented(lambda h: h[..., :8], lambda h: torch.cat([h[..., :8], h[..., 8:].flip(-1)], -1)).blind
+    assert kept.verdict == "blind and active"
+
+
+def test_what_moves_between_two_hidden_places_is_kept():
+    """A fixed direction and the mean, both hidden, swapped by the step."""
+    ones = torch.ones(16, dtype=torch.float64) / 4.0
+    other = torch.tensor([1.0, -1.0] + [0.0] * 14, dtype=torch.float64) / 2**0.5
+
+    def observed(h):
+        return h - (h @ ones)[..., None] * ones - (h @ other)[..., None] * other
+
+    def step(h):
+        return observed(h) + (h @ other)[..., None] * ones + (h @ ones)[..., None] * other
+
+    found = {d.kind: d.verdict for d in invented(observed, step).blind}
+    assert found == {"mean": "blind and active", "fixed": "blind and active"}
+
+
+def test_the_extremes_of_a_family_do_not_depend_on_its_basis():
+    """Three hidden directions, kept by 1, 0.5 and 0."""
+    fates = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+
+    def observed(h):
+        return h - h @ basis @ basis.T
+
+    (blind,) = invented(observed, lambda h: observed(h) + h @ basis * fates @ basis.T).blind
+    assert blind.verdict == "blind and active"
+    assert (blind.activity_low, blind.activity) == pytest.approx((0.0, 1.0), abs=1e-6)
+
+
+def test_fewer_classes_than_channels_leave_a_field_and_no_subspace():
+    """Five linear invariants and one that is not: kernels of eight tokens meet in three dimensions by chance."""
+    for seed in range(2):
+        report = audit((planting := plant("fewer logits than width", "carried", seed=seed)).maps, planting.batch)
+        assert [(d.kind, d.dimension) for d in report.blind] == [("field", 10)]
