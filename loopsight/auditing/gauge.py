@@ -120,7 +120,7 @@ def _require_true_gradients(weighted: Losses, tensors: dict[str, Tensor], used: 
             for s in (1.0, -1.0)
         )
     difference = (ahead - behind) / (2 * STEPS[0])
-    values, pull = torch.func.vjp(weighted, used)
+    values, pull, *_ = torch.func.vjp(weighted, used)
     (gradients,) = pull(torch.ones_like(values))
     derivative = sum(degrees[name] * (gradients[name] * tensor).sum().item() for name, tensor in used.items())
     if abs(derivative - difference.sum().item()) > RELATIVE_ERROR * difference.abs().sum().item():
