@@ -44,7 +44,9 @@ def test_a_run_writes_one_folder_with_everything(sweep):
     figures = {"norm_by_loop", "norm_by_step", "cross_entropy_by_loop", "radial_gradient_fraction_by_loop"}
     expected = {"config.json", "environment.json", "corpus.json", "metrics.jsonl", "checkpoint.safetensors"}
     expected |= {"summary.json"} | {f"figures/{name}.png" for name in figures}
-    assert {name for name in found if not name.startswith("tensorboard/")} == expected
+    snapshots = {name for name in found if name.startswith("snapshots/step-")}
+    assert {name for name in found if not name.startswith("tensorboard/")} - snapshots == expected
+    assert "snapshots/step-000000.safetensors" in snapshots and len(snapshots) > 2
     assert any(name.startswith("tensorboard/events") for name in found)
     summary = json.loads((folder / "summary.json").read_text())
     assert {row["verdict"] for row in summary["table"]} <= {
@@ -204,7 +206,7 @@ def test_a_damaged_run_folder_has_status_1_and_one_sentence(
 
     shutil.copytree(sweep[0] / "scale_visible-0", tmp_path / "scale_visible-0")
     damage(tmp_path / "scale_visible-0")
-    monkeypatch.setattr(module, "_make_arithmetic_repeatable", lambda device: None)  # it would outlive the test
+    monkeypatch.setattr(module, "make_arithmetic_repeatable", lambda device: None)  # it would outlive the test
     arguments = ["--variant", "scale_visible", *TINY, "--out", str(tmp_path), "--cache", str(cache), "--resume"]
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
     assert exit_status(module.main) == 1
