@@ -50,7 +50,6 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training.py all
 	$(BIN)/python benchmarks/monitor.py --publish
-	$(BIN)/python experiments/readme.py monitor results/benchmarks/monitor.md
 	$(BIN)/python benchmarks/planted.py
 	$(BIN)/python experiments/readme.py planted results/audit/planted.md
 

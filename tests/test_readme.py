@@ -79,7 +79,6 @@ def test_paths_and_tests_named_exist():
         ("propositions", "results/theory/propositions.md"),
         ("planted", "results/audit/planted.md"),
         ("benchmarks", "results/benchmarks/training.md"),
-        ("monitor", "results/benchmarks/monitor.md"),
     ],
 )
 def test_tables_are_those_of_the_committed_results(name, stored):
