@@ -145,6 +145,7 @@ PAPER_CLAIMS = (
         unit="nats",
         figure="clamp",
         note="Made after seeds 0 and 1 were seen.",
+        seen=True,
     ),
     Claim(
         key="clamp-decode-time",
