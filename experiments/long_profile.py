@@ -60,7 +60,8 @@ def run(key: str) -> Row:
 
     environment = describe(torch.device("cpu"))
     began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "--numprocesses=0", "-p", "no:cacheprovider", "--quiet"]
+    # Without the options of pyproject.toml: their shape checks treble the time, and every other test has them on.
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
     command += [f"tests/theory/test_propositions.py::test_numeric_check[{key}]", "--hypothesis-profile=long"]
     command += [f"--hypothesis-seed={SEED}", "--hypothesis-show-statistics"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
