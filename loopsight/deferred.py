@@ -43,14 +43,16 @@ class DeferredIdentity:
 
     @property
     def residual(self) -> Float[Tensor, "states *batch"]:
-        """|radial - explained| relative to the terms and to `size`: 1e-16 where the identity holds, NaN for 0 / 0.
+        """|radial - explained| relative to the terms and the largest `size` from there on (where losses of opposite
+        weights cancel in G_i, their rounding does not): 1e-16 where the identity holds, NaN for 0 / 0.
 
         Much more says that a step is no gain_j h + (branch of the normalised state): an epsilon, a norm after the
         add, a gate, or a whole loop passed as one step.
         """
         zero = torch.zeros_like(self.crossing[:1])
         terms = self.immediate.abs() + torch.cat([self.crossing.abs(), zero])
-        return (self.radial - self.explained).abs() / (terms.flip(0).cumsum(0).flip(0) + self.size)
+        noise = terms.flip(0).cumsum(0) + self.size.flip(0).cummax(0).values
+        return (self.radial - self.explained).abs() / noise.flip(0)
 
     def table(self, token: tuple[int, ...] | None = None) -> str:
         """One line a state; all tokens summed, or the one at this index of the batch dimensions."""

@@ -66,6 +66,15 @@ def assert_identity(instrument, h: Tensor, losses=LOSSES) -> None:
     torch.testing.assert_close(found.explained, found.radial, rtol=0, atol=1e-13)
 
 
+def test_losses_that_cancel_are_no_broken_identity():
+    """Far out the two readouts say the same, so that their gradients cancel and leave their rounding."""
+    h = 1e7 * random(TOKENS, D)
+    found = deferred_identity(STEPS, [None, None, lambda h: -loss(h), None, loss], h)
+    cancelled, later = found.size[0], found.size[3]
+    assert (cancelled < 1e-4 * later).all()
+    assert found.residual.max() < 1e-14
+
+
 def with_the_gradient_before_the_step(steps, losses, h: Tensor) -> deferred.DeferredIdentity:
     found = deferred_identity(steps, losses, h)
     states, gradients = by_autograd(steps, losses, h)

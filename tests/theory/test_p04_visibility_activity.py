@@ -56,6 +56,11 @@ def test_the_check_detects_a_damping_that_is_taken_for_another(monkeypatch):
     assert p04.check(CASE).value > 1e3 * p04.TOLERANCE
 
 
+def test_trap_a_random_motion_may_by_chance_be_hardly_visible():
+    """LayerNorm of three channels leaves one direction, which two logits hardly see: no measure for rounding."""
+    assert p04.check(Case(seed=18871, d=3, vocab=2, tokens=1)).holds
+
+
 def test_trap_no_mean_gradient_is_not_blindness():
     """A calibrated raw readout: labels as the model expects them, so no gradient along h at all; it sees h well."""
     model = random_model(architecture(readout="raw"))

@@ -52,6 +52,11 @@ def test_the_check_detects_an_epsilon_and_a_wrong_gain(monkeypatch):
     assert p05.identity_residual(**p05.identity_terms(CASE, damped)) > 1e-3
 
 
+def test_trap_where_loops_cancel_their_rounding_does_not():
+    """Loop weights of either sign left a thousandth of a gradient, and all of its rounding."""
+    assert p05.check(Case(seed=310, d=3, vocab=2, tokens=1, scale=1e5, loss="squared")).holds
+
+
 def test_trap_a_whole_loop_is_no_residual_step():
     """One gradient per loop instead of one per residual step: wrong by more than the thing itself, sign included."""
     errors, signs = [], 0

@@ -100,6 +100,15 @@ def label_sampled_visibility(readout: StateMap, h: Tensor, delta: Tensor) -> tup
     return (p * slopes.square()).sum(0), (p * bounds).sum(0)
 
 
+def radial_defect(model: RandomModel) -> float:
+    """Largest |Dz[h]| over tokens, relative to the largest logits that the head can make of a normalised state."""
+    # Not relative to the change along a random direction, which may by chance be hardly visible, too.
+    h = model.embed()
+    head = model.parameters["head"] * model.parameters.get("readout.gain", torch.ones(()))
+    changes = torch.func.jvp(model.readout(), (h,), (h,))[1].norm(dim=-1)
+    return (changes / (head.norm() * h.shape[-1] ** 0.5)).max().item()
+
+
 def carry_defect(step: StateMap, h: Tensor, gain: float, generator: torch.Generator) -> float:
     """Largest |<w, D step(h)[h_t] - gain h_t>| / (|D step^T w| + |w|)|h_t| over tokens t moved alone, w random."""
     h = h.clone().requires_grad_()
@@ -125,14 +134,12 @@ def _residuals(case: Case, model: RandomModel) -> list[float]:
     seen = visibility(readout, h, direction, generator=generator, probes=1)
     delta = direction / direction.norm(dim=-1, keepdim=True) * h.norm(dim=-1, keepdim=True)
     sampled, bound = label_sampled_visibility(readout, h, delta)
-    radial_change = torch.func.jvp(readout, (h,), (h,))[1].norm(dim=-1)
-    random_change = (case.vocab * seen.isotropic_uniform).sqrt()
 
     attention, mlp = model.sublayers()[:2]
     between = random_model(draw_architecture(case, between="rmsnorm", batch=1)).between()
     return [
         ((seen.model - sampled).abs() / bound).max().item(),
-        (radial_change / random_change).max().item(),
+        radial_defect(model),
         penalty_defect(h),
         carry_defect(attention, h, 1.0, generator),
         carry_defect(lambda h: mlp(DAMPING * h), h, DAMPING, generator),
@@ -150,14 +157,14 @@ def check(case: Case) -> Residual:
 def control(case: Case) -> Residual:
     """The least of three that must fail: a raw readout's radial visibility, the visibility under the wrong
     distribution, and the activity of a residual step whose branch does not normalise its input."""
-    model = random_model(draw_architecture(case, readout="raw", between="none", batch=1))
+    model = random_model(draw_architecture(case, readout="raw", between="none", tied=False, batch=1))
     generator, h = torch.Generator().manual_seed(case.seed), model.embed()
     readout = model.readout()
     seen = visibility(readout, h, h, generator=generator)
     sampled, bound = label_sampled_visibility(readout, h, h)
     unnormalised = model.parameters["0.mlp.gate"][: case.d]
     failures = [
-        seen.chi_uniform.sqrt().max().item(),
+        radial_defect(model),
         ((seen.uniform - sampled).abs() / bound).max().item(),
         carry_defect(lambda h: h + torch.tanh(h @ unnormalised.T), h, 1.0, generator),
     ]

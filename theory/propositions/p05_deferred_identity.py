@@ -137,12 +137,14 @@ def identity_terms(case: Case, model: RandomModel) -> dict[str, Tensor]:
 
 
 def identity_residual(states: Tensor, gradients: Tensor, immediate: Tensor, displacements: Tensor) -> float:
-    """Largest |left - right| over states and tokens, relative to the terms' absolute values and |G_i| |h_i|."""
+    """Largest |left - right| over states and tokens, relative to the terms' absolute values and the largest later
+    |G_j| |h_j|: where loops of opposite weights cancel in G_i, their rounding does not."""
     left = (gradients * states).sum(-1)
     crossing = (gradients[1:] * displacements).sum(-1)
     crossing = torch.cat([crossing, torch.zeros_like(crossing[:1])])
     right = _sums_from(immediate - crossing)
-    size = _sums_from(immediate.abs() + crossing.abs()) + gradients.norm(dim=-1) * states.norm(dim=-1)
+    lengths = gradients.norm(dim=-1) * states.norm(dim=-1)
+    size = _sums_from(immediate.abs() + crossing.abs()) + lengths.flip(0).cummax(0).values.flip(0)
     # A token that no readout's gradient reaches at a state is skipped there; if that is every one, the result is NaN.
     return ((left - right).abs() / size)[size != 0].max().item() if (size != 0).any() else float("nan")
 
