@@ -55,8 +55,8 @@ bench: $(VENV)/.installed
 
 sweep: $(VENV)/.installed
 	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --out runs/sweep --resume
-	$(BIN)/python experiments/publish.py runs/sweep results/cpu
 	$(BIN)/python experiments/report.py runs/sweep -o results/cpu/report
+	$(BIN)/python experiments/publish.py runs/sweep results/cpu
 	$(BIN)/python experiments/readme.py claims results/cpu/report/claims.md
 	$(BIN)/python experiments/screenshot.py results/cpu/report
 

@@ -10,17 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
+from experiments import evidence
 from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus
 from experiments.errors import OutOfTime, RunError, UsageError
 from experiments.experiment import run
-from experiments.files import atomic_path, read_json, write_json
+from experiments.files import read_json, write_json
 from experiments.flops import matmul_peak, synchronise, training_flops
-from experiments.measure.suite import FOLDER as MEASUREMENTS
-from experiments.measure.suite import SUITE, measure_run, read_table
+from experiments.measure.suite import measure_run
 from experiments.runs import read_summary
 from experiments.training.optimiser import build_optimisers
 from experiments.training.trainer import Execution, build_model, training_step, training_windows
@@ -200,36 +199,15 @@ def _one(
 
 
 def pack(plan: Plan, out: Path, results: Path) -> None:
-    """The finished runs' tables as few small files: one CSV a table for all runs, one JSON of runs."""
+    """The finished runs as a few small files, with the plan, the missing runs and each run's share of the peak."""
     planned = [f"{variant}-{seed}" for variant, seed in plan.runs]
-    summaries = [summary for summary in map(_summary, (out / name for name in planned)) if summary is not None]
-    names = [name for question in SUITE for name in question.tables]
-    for name in names:
-        frames = [
-            read_table(out / summary["run"], name).assign(
-                run=summary["run"], variant=summary["variant"], seed=summary["seed"]
-            )
-            for summary in summaries
-            if (out / summary["run"] / MEASUREMENTS / f"{name}.csv").exists()
-        ]
-        if frames:
-            with atomic_path(results / f"{name}.csv") as temporary:
-                pd.concat(frames).to_csv(temporary, index=False)
-    unmeasured = {
-        summary["run"]: absent
-        for summary in summaries
-        if (absent := [n for n in names if not (out / summary["run"] / MEASUREMENTS / f"{n}.csv").exists()])
-    }
-    trained = {summary["run"] for summary in summaries}
-    write_json(
-        results / "runs.json",
-        {
-            "plan": asdict(plan),
-            "missing": [name for name in planned if name not in trained],
-            "tables_missing": unmeasured,
-            "corpus": summaries[0]["corpus"] if summaries else None,
-            "runs": [_record(summary, plan) for summary in summaries],
-        },
+    summaries = {name: summary for name in planned if (summary := _summary(out / name)) is not None}
+    evidence.pack(
+        [out / name for name in summaries],
+        results,
+        missing=[name for name in planned if name not in summaries],
+        plan=asdict(plan),
+        model_flops_utilisation={name: _utilisation(summary, plan) for name, summary in summaries.items()},
     )
 
 
@@ -241,16 +219,10 @@ def _summary(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _record(summary: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """A run's summary without what all runs share, with its model-FLOPs utilisation."""
+def _utilisation(summary: dict[str, Any], plan: Plan) -> float:
     config = RunConfig.from_dict(summary["config"])
     per_token = training_flops(config.model, config.supervision)
-    training = summary["training"]
-    kept = ("run", "variant", "seed", "parameters", "training", "validation", "state", "table", "sessions")
-    return {key: summary[key] for key in kept} | {
-        "flops_per_token": per_token,
-        "model_flops_utilisation": per_token * training["tokens_per_second"] / plan.matmul_peak,
-    }
+    return per_token * float(summary["training"]["tokens_per_second"]) / plan.matmul_peak
 
 
 def require_preset(preset: str) -> TrainingConfig:

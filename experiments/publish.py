@@ -1,4 +1,4 @@
-"""Compare the finished runs of a folder, store the tables as committed evidence, and show them in the README.
+"""Compare the finished runs of a folder, pack them as committed evidence, and show the comparison in the README.
 
 python experiments/publish.py runs/sweep results/cpu
 """
@@ -6,7 +6,6 @@ python experiments/publish.py runs/sweep results/cpu
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
@@ -18,8 +17,8 @@ def main() -> None:
     from experiments.comparison import compare
     from experiments.effects import publish_factorial
     from experiments.errors import UsageError
+    from experiments.evidence import pack
     from experiments.factorial import FACTORIAL
-    from experiments.files import write_json
     from experiments.readme import replace_section
     from experiments.runs import finished_summaries
 
@@ -37,15 +36,10 @@ def main() -> None:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
     designed = all(summary["variant"] in FACTORIAL for summary in summaries)
     text = (publish_factorial if designed else compare)(summaries, arguments.results)
-    write_json(arguments.results / "runs.json", [_record(summary) for summary in summaries])
+    pack([arguments.runs / summary["run"] for summary in summaries], arguments.results, missing=unfinished)
     root = Path(__file__).resolve().parents[1]
     replace_section(arguments.readme or root / "README.md", arguments.results.name, text)
     print(text)
-
-
-def _record(summary: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a run: all of its summary but the configuration that every run shares."""
-    return {key: summary[key] for key in ("run", "sessions", "training", "validation", "state", "table")}
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
@@ -17,6 +17,7 @@ from experiments.corpus import default_cache
 from experiments.device import make_arithmetic_repeatable
 from experiments.environment import describe
 from experiments.errors import RunError, UsageError
+from experiments.evidence import is_packed, unpack
 from experiments.measure.suite import measure_run
 from experiments.reporting.collect import Collection, collect, run_folders
 from experiments.reporting.numbers import counts
@@ -30,7 +31,7 @@ OUT/index.html, the same as OUT/report.md, OUT/claims.json, and the figures as P
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of run folders (the --out of experiments/run.py), or run folders."""
+    """Folders of run folders (the --out of experiments/run.py), run folders, or packed runs (results/...)."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report")
     """Folder for the report."""
     measure: bool = True
@@ -47,14 +48,22 @@ def main() -> None:
     # matplotlib keeps a cache of fonts; it belongs with ours, unless the user has said where.
     os.environ.setdefault("MPLCONFIGDIR", str(arguments.cache / "matplotlib"))
     make_arithmetic_repeatable(torch.device("cpu"))
-    folders = run_folders(arguments.runs)
-    if not folders:
-        named = ", ".join(map(str, arguments.runs)) or "nothing"
-        raise UsageError(f"{named} holds no run folder; train some with experiments/run.py first.")
-    try:
-        report(folders, arguments.out, partial(measure_run, cache=arguments.cache) if arguments.measure else None)
-    except KeyboardInterrupt as error:
-        raise RunError("interrupted; the same command goes on from the measurements that are stored.") from error
+    with TemporaryDirectory() as scratch:
+        packed = Path(scratch).resolve()
+        places = [unpack(p, packed / str(i)) if is_packed(p) else p for i, p in enumerate(arguments.runs)]
+        folders = run_folders(places)
+        if not folders:
+            named = ", ".join(map(str, arguments.runs)) or "nothing"
+            raise UsageError(f"{named} holds no run folder; train some with experiments/run.py first.")
+
+        def measure(folder: Path) -> None:
+            if not folder.is_relative_to(packed):  # packed runs have no weights
+                measure_run(folder, cache=arguments.cache)
+
+        try:
+            report(folders, arguments.out, measure if arguments.measure else None)
+        except KeyboardInterrupt as error:
+            raise RunError("interrupted; the same command goes on from the measurements that are stored.") from error
 
 
 def report(folders: list[Path], out: Path, measure: Callable[[Path], Any] | None) -> None:

@@ -1,7 +1,7 @@
 """The report as one HTML file and as Markdown, from findings, figures and the runs' own records."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ HOW_JUDGED = (
     "true by construction follow from the readout's definition: they test the code and are no evidence. Intervals are "
     "not corrected for the number of claims."
 )
+NOT_CONFIRMED = ("not supported", "inconclusive", "not measured")
 COLUMNS = (
     ("Claim", "claim"),
     ("Source", "source"),
@@ -81,7 +82,7 @@ def write(out: Path, findings: Sequence[Finding], drawn: Sequence[Drawn], collec
     }
     _write_text(out / "index.html", _render("page.html.j2", autoescape=True, **shared, **page))
     _write_text(out / "report.md", _render("report.md.j2", autoescape=False, **shared, **text))
-    _write_text(out / "claims.md", claims_table + "\n")
+    _write_text(out / "claims.md", unconfirmed(rows, shared["tally"]) + "\n")
     kept = {"rank", "case_table"}
     write_json(out / "claims.json", [{key: row[key] for key in row if key not in kept} for row in rows])
     for item in drawn:
@@ -90,6 +91,19 @@ def write(out: Path, findings: Sequence[Finding], drawn: Sequence[Drawn], collec
         if item.png is not None:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(item.png)
+
+
+def unconfirmed(rows: Sequence[Mapping[str, Any]], tally: str) -> str:
+    """The short form for a README: how many claims came out how, and those that did not come out as predicted.
+
+    Args:
+        rows: claims as in `claims.json`.
+        tally: the counts in words.
+    """
+    header, keys = ("Claim", "Predicted", "Observed", "Verdict"), ("claim", "predicted", "observed", "verdict")
+    worst_first = [row for verdict in NOT_CONFIRMED for row in rows if row["verdict"] == verdict]
+    table = markdown(header, [[_cell(row[key]) for key in keys] for row in worst_first])
+    return f"{len(rows)} claims: {tally} Those not confirmed:\n\n{table}"
 
 
 def _fixed(findings: Sequence[Finding]) -> str:

@@ -76,8 +76,8 @@ def test_the_budget_is_shared_out_evenly(corpus):
 
 
 def test_a_campaign_stops_at_its_deadline_and_goes_on(corpus, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "SUITE", (Measure(tables=("loops",), measure=loops.measure),))
-    monkeypatch.setattr("experiments.measure.suite.SUITE", campaign.SUITE)
+    suite = (Measure(tables=("loops",), measure=loops.measure),)
+    monkeypatch.setattr("experiments.measure.suite.SUITE", suite)
     plan = plan_of(("scale_visible", 0), ("scale_invariant", 0))
     campaign.write_plan(tmp_path, plan)
     assert campaign.read_plan(tmp_path) == plan
@@ -88,14 +88,12 @@ def test_a_campaign_stops_at_its_deadline_and_goes_on(corpus, cache, tmp_path, m
     assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, EXECUTION) == []
     campaign.pack(plan, tmp_path, tmp_path / "packed")
     packed = read_json(tmp_path / "packed" / "runs.json")
-    assert packed["missing"] == [] and packed["tables_missing"] == {} and packed["corpus"]["source"]
-    assert {run["run"] for run in packed["runs"]} == {
-        "scale_visible-0",
-        "scale_invariant-0",
-    }
-    tokens = {run["training"]["tokens"] for run in packed["runs"]}
+    names = {"scale_visible-0", "scale_invariant-0"}
+    assert packed["missing"] == [] and packed["plan"]["steps"] == 3
+    assert set(packed["runs"]) == set(packed["model_flops_utilisation"]) == names
+    tokens = {run["summary"]["training"]["tokens"] for run in packed["runs"].values()}
     assert tokens == {3 * plan.batch_size * PRESETS["tiny"].context}  # equal for every run
-    assert set(pd.read_csv(tmp_path / "packed" / "loops.csv")["variant"]) == {"scale_visible", "scale_invariant"}
+    assert set(pd.read_csv(tmp_path / "packed" / "tables" / "loops.csv")["run"]) == names
 
 
 def test_training_stops_at_the_deadline_and_keeps_its_state(corpus, cache, tmp_path, capsys):
@@ -132,10 +130,10 @@ def test_dry_run_of_the_command(tmp_path):
     done = subprocess.run([*command, "--minutes", "5"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 runs, complete" in done.stdout
-    packed = {path.stem for path in (tmp_path / "packed").iterdir()}
-    assert {"runs", "loops", "clamp", "halting"} <= packed
-    run = read_json(tmp_path / "packed" / "runs.json")["runs"][0]
-    assert run["training"]["tokens"] == 1024 and 0.0 < run["model_flops_utilisation"] < 1.0
+    assert {"loops", "clamp", "halting"} <= {path.stem for path in (tmp_path / "packed" / "tables").iterdir()}
+    packed, name = read_json(tmp_path / "packed" / "runs.json"), "scale_visible-0"
+    assert packed["runs"][name]["summary"]["training"]["tokens"] == 1024
+    assert 0.0 < packed["model_flops_utilisation"][name] < 1.0
     refused = subprocess.run([*command, "--minutes", "0"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "--minutes must be positive" in refused.stderr
     other = subprocess.run([*command, "--minutes", "1", "--preset", "cpu"], cwd=ROOT, capture_output=True, text=True)

@@ -268,6 +268,8 @@ def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path):
     done = command(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
     assert done.returncode == 0, done.stderr
     assert "left out, unfinished: interrupted-0" in done.stderr
+    packed = json.loads((tmp_path / "cpu" / "runs.json").read_text())
+    assert packed["missing"] == ["interrupted-0"] and "layernorm-0" in packed["runs"]
     table = (tmp_path / "cpu" / "comparison.md").read_text()
     assert readme.read_text() == f"before\n<!-- cpu -->\n{table}<!-- /cpu -->\nafter\n"
     assert command(tmp_path / "none", tmp_path / "cpu", script="publish.py").returncode == 2

@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from experiments.claims import CLAIMS
 from experiments.errors import exit_status
+from experiments.evidence import pack
 from experiments.reporting import gallery
 from experiments.reporting.collect import collect
 from experiments.reporting.command import main
@@ -26,7 +28,16 @@ def test_every_claim_stands_in_all_three_forms(written):
     for claim in CLAIMS:
         assert f'id="{claim.key}"' in page
         assert f"### {claim.text}\n\n**{found[claim.key]['verdict']}**" in text
-    assert (written / "claims.md").read_text().strip() in text
+
+
+def test_the_short_form_hides_no_claim_that_failed(written):
+    found = json.loads((written / "claims.json").read_text())
+    counts = Counter(item["verdict"] for item in found)
+    tally, text = (written / "claims.md").read_text().split("\n\n")
+    assert tally.startswith(f"{len(found)} claims: {counts['not supported']} not supported, ")
+    rows = text.strip().splitlines()[2:]
+    assert len(rows) == counts["not supported"] + counts["inconclusive"] + counts["not measured"] < len(found)
+    assert rows[0].startswith("| A raw readout's loss has a gradient along the state.") and "not supported" in rows[0]
 
 
 def test_what_holds_and_what_fails_is_reported_so(written):
@@ -116,6 +127,20 @@ def test_the_command_reports_and_names_what_it_left_out(world, tmp_path, command
     printed = capsys.readouterr()
     assert "left out: broken: cannot read" in printed.err
     assert "not measured" in printed.out and (tmp_path / "out" / "index.html").exists()
+
+
+def test_packed_runs_give_the_report_of_the_runs(world, tmp_path, command, capsys):
+    """Without --no-measure: packed runs have no weights, so that nothing could be measured."""
+    runs = world.write(tmp_path / "runs", names=["scale_visible", "scale_invariant"])
+    pack(sorted(runs.iterdir()), tmp_path / "packed", missing=["layernorm-0"])
+    assert command(runs, "-o", tmp_path / "out", "--no-measure", "--cache", tmp_path) == 0
+    assert command(tmp_path / "packed", "-o", tmp_path / "again", "--cache", tmp_path) == 0
+    assert "left out: layernorm-0: incomplete" in capsys.readouterr().err
+    assert (tmp_path / "again" / "claims.json").read_text() == (tmp_path / "out" / "claims.json").read_text()
+    (tmp_path / "packed" / "runs.json").write_text("[]")
+    assert command(tmp_path / "packed", "-o", tmp_path / "third") == 1
+    assert "of another version; pack the runs again" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
 
 
 def test_requests_that_are_wrong_end_with_status_2(tmp_path, command, capsys):

@@ -1,0 +1,84 @@
+"""Runs as a few small files: what is committed, and what comes back from a machine on which the runs themselves stay.
+
+FOLDER/runs.json          configuration, summary and measurement record of every run, and what else the packer says
+FOLDER/tables/NAME.csv    one table of all runs, the run's name in the first column
+
+Packed runs lack their weights and nothing else that `experiments/report.py` reads.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.errors import RunError
+from experiments.files import atomic_path, read_json, write_json
+from experiments.measure.suite import FOLDER as MEASUREMENTS
+from experiments.measure.suite import RECORD, SUITE, read_table
+from experiments.runs import CONFIG, SUMMARY
+
+INDEX = "runs.json"
+TABLES = "tables"
+VERSION = 1
+DOCUMENTS = {"config": CONFIG, "summary": SUMMARY, "measurements": f"{MEASUREMENTS}/{RECORD}"}
+
+
+def pack(folders: Sequence[Path], out: Path, *, missing: Sequence[str] = (), **said: Any) -> None:
+    """Write finished runs, measured or not, into `out`; tables of an earlier packing are replaced.
+
+    Args:
+        folders: of the runs.
+        out: folder.
+        missing: names of runs that were asked for and are not among `folders`.
+        said: more to keep in `runs.json`, by name.
+
+    Raises:
+        RunError: a table of a run is damaged.
+    """
+    runs = {
+        folder.name: {kind: read_json(folder / name) for kind, name in DOCUMENTS.items() if (folder / name).exists()}
+        for folder in folders
+    }
+    for name in (name for question in SUITE for name in question.tables):
+        measured = [folder for folder in folders if _csv(folder, name).exists()]
+        frames = [read_table(folder, name).assign(run=folder.name) for folder in measured]
+        packed = out / TABLES / f"{name}.csv"
+        packed.unlink(missing_ok=True)
+        if frames:
+            with atomic_path(packed) as temporary:
+                pd.concat(frames).set_index("run").to_csv(temporary)
+    write_json(out / INDEX, {"version": VERSION, **said, "missing": list(missing), "runs": runs})
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder holds packed runs."""
+    return (folder / INDEX).is_file()
+
+
+def unpack(packed: Path, out: Path) -> Path:
+    """Write packed runs as run folders into `out`, which is returned; a missing run becomes an incomplete folder.
+
+    Raises:
+        RunError: the packed runs are damaged or of another version.
+    """
+    try:
+        index = read_json(packed / INDEX)
+        if not isinstance(index, dict) or index.get("version") != VERSION:
+            raise RunError(f"{packed / INDEX} is of another version; pack the runs again.")
+        for run, documents in index["runs"].items():
+            for kind, document in documents.items():
+                write_json(out / run / DOCUMENTS[kind], document)
+        for run in index["missing"]:
+            (out / run / MEASUREMENTS).mkdir(parents=True)
+        for path in sorted((packed / TABLES).glob("*.csv")):
+            for run, table in pd.read_csv(path).groupby("run", sort=False):
+                with atomic_path(_csv(out / str(run), path.stem)) as temporary:
+                    table.drop(columns="run").to_csv(temporary, index=False)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise RunError(f"cannot read the packed runs of {packed} ({error}); pack them again.") from error
+    return out
+
+
+def _csv(folder: Path, table: str) -> Path:
+    return folder / MEASUREMENTS / f"{table}.csv"

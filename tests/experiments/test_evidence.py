@@ -1,0 +1,79 @@
+"""Packed runs say what the run folders said, digit by digit, and a report can be made of them."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import evidence
+from experiments.errors import RunError
+
+ROOT = Path(__file__).parents[2]
+TABLE = pd.DataFrame({"k": [1, 2], "change": [1 / 3, float("inf")], "mode": ["a, b", "c"]})
+SPARSE = pd.DataFrame({"k": [1, 2], "change": [float("nan"), -1e-300], "mode": ["", "d"]})
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two runs; the second has one table less and no record of measurements."""
+    made = []
+    for name, tables in (("first-0", {"clamp": TABLE, "loops": TABLE}), ("second-1", {"clamp": SPARSE})):
+        folder = tmp_path / "runs" / name
+        (folder / "measurements").mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"config": name}))
+        (folder / "summary.json").write_text(json.dumps({"run": name, "norm": 0.1 + 0.2}))
+        for table, frame in tables.items():
+            frame.to_csv(folder / "measurements" / f"{table}.csv", index=False)
+        made.append(folder)
+    (made[0] / "measurements" / "measurements.json").write_text('{"version": 1}')
+    return made
+
+
+def test_unpacked_runs_are_the_runs(folders, tmp_path):
+    evidence.pack(folders, tmp_path / "packed")
+    assert evidence.is_packed(tmp_path / "packed") and not evidence.is_packed(tmp_path / "runs")
+    out = evidence.unpack(tmp_path / "packed", tmp_path / "again")
+    for folder in folders:
+        documents = {path.relative_to(folder) for path in folder.rglob("*.*")}
+        assert {path.relative_to(out / folder.name) for path in (out / folder.name).rglob("*.*")} == documents
+        for name in documents:
+            before, after = folder / name, out / folder.name / name
+            if name.suffix == ".csv":
+                exact = [pd.read_csv(path) for path in (before, after)]
+                pd.testing.assert_frame_equal(*exact, rtol=1e-15, atol=0.0)
+            else:
+                assert json.loads(before.read_text()) == json.loads(after.read_text())
+
+
+def test_what_is_missing_and_what_else_was_said_is_kept(folders, tmp_path):
+    packed = tmp_path / "packed"
+    evidence.pack(folders, packed, missing=["third-2"], plan={"steps": 3})
+    index = json.loads((packed / "runs.json").read_text())
+    assert index["missing"] == ["third-2"] and index["plan"] == {"steps": 3}
+    evidence.unpack(packed, tmp_path / "again")
+    assert not (tmp_path / "again" / "third-2" / "config.json").exists()
+    assert (tmp_path / "again" / "third-2" / "measurements").is_dir()
+
+
+def test_a_second_packing_leaves_nothing_of_the_first(folders, tmp_path):
+    evidence.pack(folders, tmp_path / "packed")
+    evidence.pack(folders[1:], tmp_path / "packed")
+    assert [path.name for path in (tmp_path / "packed" / "tables").iterdir()] == ["clamp.csv"]
+    assert set(pd.read_csv(tmp_path / "packed" / "tables" / "clamp.csv")["run"]) == {"second-1"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"version": 99}', '{"version": 1, "runs": {}}', '{"version": 1, "runs": 3}']
+)
+def test_damaged_packed_runs_get_a_sentence(text, tmp_path):
+    (tmp_path / "runs.json").write_text(text)
+    with pytest.raises(RunError, match="pack "):
+        evidence.unpack(tmp_path, tmp_path / "again")
+
+
+def test_a_damaged_table_is_refused_before_anything_is_packed(folders, tmp_path):
+    (folders[1] / "measurements" / "clamp.csv").write_text("")
+    with pytest.raises(RunError, match="cannot read .*clamp.csv"):
+        evidence.pack(folders, tmp_path / "packed")
+    assert not evidence.is_packed(tmp_path / "packed")
