@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import campaign
+from experiments import campaign, gpu
 from experiments.config import TRAINING_PRESETS
 from experiments.corpus import CorpusConfig, prepare
+from experiments.errors import exit_status
 from experiments.files import read_json
 from experiments.flops import forward_flops, matmul_peak, training_flops
 from experiments.measure import loops
@@ -61,7 +62,9 @@ def test_the_central_variants_come_first_and_get_further_seeds():
     )
 
 
-def test_the_budget_is_shared_out_evenly(corpus):
+def test_the_budget_is_shared_out_evenly(corpus, monkeypatch):
+    monkeypatch.setattr(campaign, "TIMED", 3)
+
     def plan(**changes):
         given = {"preset": "tiny", "runs": (("scale_visible", 0),) * 4, "minutes": 2.0, "tokens": None}
         return campaign.make_plan(
@@ -134,10 +137,24 @@ def test_dry_run_of_the_command(tmp_path):
     packed, name = read_json(tmp_path / "packed" / "runs.json"), "scale_visible-0"
     assert packed["runs"][name]["summary"]["training"]["tokens"] == 1024
     assert 0.0 < packed["model_flops_utilisation"][name] < 1.0
-    refused = subprocess.run([*command, "--minutes", "0"], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2 and "--minutes must be positive" in refused.stderr
-    other = subprocess.run([*command, "--minutes", "1", "--preset", "cpu"], cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 2 and "the plan has preset tiny" in other.stderr
-    for wrong in (["--variants", "nonsense"], ["--snapshots", "-1"], ["--minutes", "inf"]):
-        refused = subprocess.run([*command, "--minutes", "1", *wrong], cwd=ROOT, capture_output=True, text=True)
-        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--minutes", "0"], "--minutes must be positive"),
+        (["--minutes", "inf"], "--minutes must be positive and finite"),
+        (["--minutes", "1", "--preset", "cpu"], "the plan has preset tiny"),
+        (["--minutes", "1", "--preset", "44M"], "unknown preset '44M'"),
+        (["--minutes", "1", "--variants", "nonsense"], "unknown variant 'nonsense'"),
+        (["--minutes", "1", "--snapshots", "-1"], "--snapshots must be at least 0"),
+    ],
+)
+def test_requests_that_are_wrong_end_with_status_2(wrong, sentence, tmp_path, cache, corpus, monkeypatch, capsys):
+    campaign.write_plan(tmp_path, replace(plan_of(("scale_visible", 0)), corpus_key=corpus.key))
+    arguments = ["--device", "cpu", "--data", "synthetic", "--vocab-size", "256", "--preset", "tiny"]
+    arguments += ["--out", str(tmp_path), "--cache", str(cache)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments, *wrong])
+    assert exit_status(gpu.main) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err and printed.err.count("\n") == 1

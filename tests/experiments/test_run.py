@@ -1,13 +1,17 @@
 """`python experiments/run.py`: what it writes, what it refuses, and in which words."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from experiments.errors import exit_status
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--preset", "tiny", "--data", "synthetic", "--steps", "4", "--device", "cpu"]
@@ -26,6 +30,27 @@ def command(*arguments, script="run.py"):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def inside(monkeypatch, capsys, tmp_path):
+    """The same in this process, which has torch imported already: for what does not hang on a process of its own."""
+
+    def run(*arguments, script="run.py"):
+        main = importlib.import_module(
+            {"run.py": "experiments.command", "publish.py": "experiments.publish"}[script]
+        ).main
+        monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            status = exit_status(main)
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +101,23 @@ def test_all_runs_the_registry_and_compares(sweep):
     assert (out / "comparison" / "comparison.md").read_text().strip() in printed
 
 
-def test_a_second_run_is_refused_and_resume_keeps_it(sweep, cache):
+def test_a_second_run_is_refused_and_resume_keeps_it(sweep, cache, inside):
     out, _ = sweep
     before = (out / "scale_visible-0" / "summary.json").stat().st_mtime_ns
-    refused = command("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache)
+    refused = inside("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ") and "--resume" in refused.stderr
-    resumed = command("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache, "--resume")
+    resumed = inside("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache, "--resume")
     assert resumed.returncode == 0
     assert "# scale_visible-0" in resumed.stdout
     assert (out / "scale_visible-0" / "summary.json").stat().st_mtime_ns == before
 
 
-def test_more_loops_than_trained_are_evaluated_from_the_same_checkpoint(sweep, cache, tmp_path):
+def test_more_loops_than_trained_are_evaluated_from_the_same_checkpoint(sweep, cache, tmp_path, inside):
     out = tmp_path / "runs"
     shutil.copytree(sweep[0] / "layernorm-0", out / "layernorm-0")
     weights = (out / "layernorm-0" / "checkpoint.safetensors").read_bytes()
-    done = command("--variant", "layernorm", *TINY, "--out", out, "--cache", cache, "--resume", "--loops", 7)
+    done = inside("--variant", "layernorm", *TINY, "--out", out, "--cache", cache, "--resume", "--loops", 7)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "layernorm-0" / "summary.json").read_text())
     assert len(summary["validation_at_num_loops"]["cross_entropy"]) == summary["num_loops"] == 7
@@ -135,29 +160,26 @@ def test_a_run_reads_back_as_the_model_that_was_trained(sweep, cache):
         (["--variant", "scale_visible", "--out", __file__], "is not a folder"),
     ],
 )
-def test_a_wrong_argument_gets_one_sentence_and_status_2(arguments, sentence, tmp_path, monkeypatch, capsys):
-    from experiments.command import main
-    from experiments.errors import exit_status
-
-    out = [] if "--out" in arguments else ["--out", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", ["run.py", *TINY, *arguments, *out, "--cache", str(tmp_path / "cache")])
-    assert exit_status(main) == 2
-    error = capsys.readouterr().err
+def test_a_wrong_argument_gets_one_sentence_and_status_2(arguments, sentence, tmp_path, inside):
+    out = [] if "--out" in arguments else ["--out", tmp_path / "runs"]
+    done = inside(*TINY, *arguments, *out, "--cache", tmp_path / "cache")
+    assert done.returncode == 2
+    error = done.stderr
     assert error.startswith("error: ") and error.count("\n") == 1
     assert sentence in error
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "many"], ["--no-such-option"], []])
-def test_a_line_that_does_not_parse_has_status_2_and_no_traceback(arguments):
-    done = command(*arguments)
+def test_a_line_that_does_not_parse_has_status_2_and_no_traceback(arguments, inside):
+    done = inside(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_a_diverging_run_has_status_1_and_one_sentence(tmp_path, cache):
+def test_a_diverging_run_has_status_1_and_one_sentence(tmp_path, cache, inside):
     arguments = ["--variant", "scale_visible", *TINY, "--learning-rate", "1e30", "--out", tmp_path, "--cache", cache]
-    done = command(*arguments)
+    done = inside(*arguments)
     assert done.returncode == 1
     assert (
         done.stderr.startswith("error: the loss or its gradient became NaN or infinite")
@@ -198,24 +220,17 @@ def damage_checkpoint(folder):
         (damage_checkpoint, "cannot read the checkpoint"),
     ],
 )
-def test_a_damaged_run_folder_has_status_1_and_one_sentence(
-    damage, sentence, sweep, cache, tmp_path, monkeypatch, capsys
-):
-    from experiments import command as module
-    from experiments.errors import exit_status
-
+def test_a_damaged_run_folder_has_status_1_and_one_sentence(damage, sentence, sweep, cache, tmp_path, inside):
     shutil.copytree(sweep[0] / "scale_visible-0", tmp_path / "scale_visible-0")
     damage(tmp_path / "scale_visible-0")
-    monkeypatch.setattr(module, "make_arithmetic_repeatable", lambda device: None)  # it would outlive the test
-    arguments = ["--variant", "scale_visible", *TINY, "--out", str(tmp_path), "--cache", str(cache), "--resume"]
-    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-    assert exit_status(module.main) == 1
-    error = capsys.readouterr().err
+    done = inside("--variant", "scale_visible", *TINY, "--out", tmp_path, "--cache", cache, "--resume")
+    assert done.returncode == 1
+    error = done.stderr
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_another_configuration_names_what_differs(sweep, cache):
-    done = command(
+def test_another_configuration_names_what_differs(sweep, cache, inside):
+    done = inside(
         "--variant", "scale_visible", *TINY, "--out", sweep[0], "--cache", cache, "--resume", "--weight-decay", "0.5"
     )
     assert done.returncode == 2
@@ -258,25 +273,25 @@ def test_help_names_every_variant_and_every_option(cache):
     assert all("--" + field.name.replace("_", "-") in done.stdout for field in fields(Arguments))
 
 
-def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path):
+def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path, inside):
     out, _ = sweep
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- cpu -->\nold\n<!-- /cpu -->\nafter\n")
     out = shutil.copytree(out, tmp_path / "runs")
     (out / "interrupted-0").mkdir(exist_ok=True)
     (out / "interrupted-0" / "config.json").write_text("{}")
-    done = command(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
+    done = inside(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
     assert done.returncode == 0, done.stderr
     assert "left out, unfinished: interrupted-0" in done.stderr
     packed = json.loads((tmp_path / "cpu" / "runs.json").read_text())
     assert packed["missing"] == ["interrupted-0"] and "layernorm-0" in packed["runs"]
     table = (tmp_path / "cpu" / "comparison.md").read_text()
     assert readme.read_text() == f"before\n<!-- cpu -->\n{table}<!-- /cpu -->\nafter\n"
-    assert command(tmp_path / "none", tmp_path / "cpu", script="publish.py").returncode == 2
+    assert inside(tmp_path / "none", tmp_path / "cpu", script="publish.py").returncode == 2
     other = json.loads((out / "layernorm-0" / "summary.json").read_text())
     other["config"]["training"]["steps"] += 1
     (out / "layernorm-0" / "summary.json").write_text(json.dumps(other))
-    refused = command(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
+    refused = inside(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
     assert refused.returncode == 2 and "cannot be compared" in refused.stderr
 
 
