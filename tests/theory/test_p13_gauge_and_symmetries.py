@@ -60,6 +60,10 @@ def test_adams_epsilon_and_a_global_clip_break_the_gauge(monkeypatch):
     assert p13.run_difference(training("sgd"), gauge, 4.0) > 1e-5
 
 
+def test_trap_a_loss_of_exactly_zero_in_both_runs_is_no_difference():
+    assert p13.check(Case(seed=4125, d=8, vocab=2, tokens=2, scale=10.0)).holds
+
+
 def losses_of(model: RandomModel, batches: int):
     """One loss per batch of its own tokens and labels, at its own loop: varied, so that only symmetries are common."""
     a, generator = model.architecture, torch.Generator().manual_seed(1)

@@ -183,7 +183,9 @@ def run_difference(training: Training, gauge: Symmetry, factor: float, rescale: 
     """Largest relative difference of losses between a run and its image under a gauge, and of |h| / c."""
     losses, state = training.run({}, 1.0)
     others, other = training.run(gauge, factor, rescale)
-    by_loss = worst(((x - y).abs() / x.abs()).item() for x, y in zip(losses, others, strict=True))
+    # A raw readout's loss may reach 0 exactly, in both runs.
+    pairs = zip(losses, others, strict=True)
+    by_loss = worst(0.0 if torch.equal(x, y) else ((x - y).abs() / x.abs()).item() for x, y in pairs)
     if not rescale:
         return by_loss
     stream = "between.gain" if training.model.architecture.between == "rmsnorm" else "token_embedding"
