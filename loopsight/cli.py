@@ -5,6 +5,7 @@ request that cannot be carried out. A failure is one sentence.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def _audit(arguments: Request) -> int:
         ) from error
     name = arguments.factory or arguments.hf or (arguments.run.resolve().name if arguments.run else report.name)
     report = dataclasses.replace(report, name=name, notes=(*notes, *report.notes))
-    print(in_words(report))
+    _say(in_words(report))
     _write(report, arguments)
     return 1 if _failed(report, arguments.fail_on) else 0
 
@@ -109,7 +110,15 @@ def _write_text(text: str, path: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         raise AuditFailed(f"cannot write {path} ({error}); name another place with --out.") from error
-    print(f"written: {path}")
+    _say(f"written: {path}")
+
+
+def _say(text: str) -> None:
+    """To whom still listens: behind `| head` the files are written all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _require_figures() -> None:

@@ -18,7 +18,6 @@ from loopsight.auditing.report import Direction, Verdict
 from loopsight.derivatives import STEPS
 from loopsight.invariance import Invariance, invariance
 from loopsight.observability import BLIND
-from loopsight.protocol import unroll
 
 StateMap = Callable[[Tensor], Tensor]
 
@@ -78,12 +77,15 @@ def push(bench: Bench, direction: Tensor) -> Push:
     length = direction.norm(dim=-1, keepdim=True)
     delta = torch.where(length > 0, direction / length, 0.0) * h.norm(dim=-1, keepdim=True)
 
-    states, moved = unroll(bench.step, h, bench.num_loops), [delta]
-    for state in states[:-1]:
-        moved.append(_derivative(bench, bench.step, state, moved[-1]))
-    # Loop by loop, so that the logits of one loop are held at a time.
-    logits = (_derivative(bench, bench.readout, *pair) for pair in zip(states, moved, strict=True))
-    variance = torch.stack([z.var(-1, correction=0).sum() for z in logits])
+    state, moved, variances = h, [delta], []
+    for k in range(bench.num_loops + 1):
+        # Loop by loop, so that the logits of one loop are held at a time.
+        logits = _pushed(bench, bench.readout, state, moved[-1])[1]
+        variances.append(logits.var(-1, correction=0).sum())
+        if k < bench.num_loops:
+            state, after = _pushed(bench, bench.step, state, moved[-1])
+            moved.append(after)
+    variance = torch.stack(variances)
     if bench.penalty is not None:
         variance[0] = variance[0] + _curvature(bench.penalty, h, delta).sum()
     at = length.squeeze(-1) > 0
@@ -107,10 +109,13 @@ def activities(pushes: Sequence[Push], members: Tensor, within: Tensor | None = 
     return torch.linalg.eigvalsh(moved @ moved.T / tokens).clamp(min=0.0).sqrt()
 
 
-def _derivative(bench: Bench, function: StateMap, h: Tensor, delta: Tensor) -> Tensor:
+def _pushed(bench: Bench, function: StateMap, h: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """function(h), and its derivative along delta."""
     if bench.forward_mode:
-        return torch.func.jvp(function, (h,), (delta,))[1]
-    return (function(h + STEPS[0] * delta) - function(h - STEPS[0] * delta)) / (2 * STEPS[0])
+        pushed = torch.func.jvp(function, (h,), (delta,))
+        return pushed[0], pushed[1]
+    difference = function(h + STEPS[0] * delta) - function(h - STEPS[0] * delta)
+    return function(h), difference / (2 * STEPS[0])
 
 
 def isotropic(bench: Bench, at: Tensor) -> Push:

@@ -96,7 +96,7 @@ def _audit(
     maps, last = subject.maps, subject.num_loops
     notes: list[str] = []
     generator = torch.Generator(subject.audited.device).manual_seed(seed)
-    with torch.no_grad(), exact_arithmetic():
+    with torch.no_grad(), exact_arithmetic(maps.module):
         rows = _independent_rows(maps.step, maps.readout, subject.audited)
         h = subject.audited[:rows]
         bench = _bench(subject, h, penalty, generator)
@@ -309,7 +309,7 @@ def _gauge(subject: Subject, wanted: bool | None, notes: list[str]) -> Gauge | N
         notes.append(f"parameter symmetries not counted: about {cost:.0e} multiply-adds; ask with symmetries=True.")
         return None
     try:
-        with exact_arithmetic():
+        with exact_arithmetic(subject.maps.module):
             return gauges.gauge(subject, torch.Generator().manual_seed(0))
     except ValueError as error:
         notes.append(f"parameter symmetries not counted: {error}")

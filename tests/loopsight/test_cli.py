@@ -1,6 +1,7 @@
 """The command `loopsight audit`: what it prints and writes, its exit statuses, its one-sentence failures."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -105,6 +106,16 @@ def test_a_factory_is_audited_and_the_verdict_comes_first(workplace, capsys):
     assert report.blind_and_active
     shown = (workplace / "audit.html").read_text(encoding="utf-8")
     assert shown.count("<svg") == 2 and "BLIND AND ACTIVE" in shown and "http" not in shown.split("<svg")[0]
+    assert sorted(path.name for path in workplace.glob("audit*")) == ["audit.html", "audit.json"]
+
+
+def test_whoever_stops_reading_gets_the_files_all_the_same(workplace):
+    command = [sys.executable, "-c", "import sys; from loopsight.cli import main; sys.exit(main(sys.argv[1:]))"]
+    command += ["audit", "--factory", "their_model:blind", "--sequences", "2", "--length", "10"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        started.stdout.close()
+        assert started.stderr.read() == ""
+    assert started.returncode == 0
     assert sorted(path.name for path in workplace.glob("audit*")) == ["audit.html", "audit.json"]
 
 

@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 
+from loopsight.auditing import exact
 from loopsight.auditing.exact import exact_arithmetic
 from loopsight.derivatives import differentiable_kernels
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_it_is_what_a_float64_copy_computes_in_both_modes(make_model, tokens, dtype):
+def test_it_is_what_a_float64_copy_computes_in_both_modes(make_model, tokens, dtype, kept):
     model = make_model().to(dtype)
     copied = copy.deepcopy(model).double()
     h = model.embed(tokens).detach().double()
@@ -26,11 +28,34 @@ def test_it_is_what_a_float64_copy_computes_in_both_modes(make_model, tokens, dt
     # The copy's own norm casts nothing of a float64 state; the low-precision model's casts are what is undone.
     with differentiable_kernels():
         expected = run(copied)
-    with exact_arithmetic():
+    with exact_arithmetic(model if kept else None):
+        run(model)
         found = run(model)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float64
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_are_kept_and_nothing_else_is(monkeypatch):
+    layer, other = torch.nn.Linear(3, 2), torch.randn(2, 3)
+    kept = exact._KeptWeights(layer)
+    for view in (layer.weight, layer.weight.T, layer.weight[1:], layer.bias):
+        first, second = kept.double(view), kept.double(view)
+        assert torch.equal(first, view.double()) and first.stride() == view.stride()
+        assert first.data_ptr() == second.data_ptr()
+    assert kept.double(other).data_ptr() != kept.double(other).data_ptr()
+    monkeypatch.setattr(exact, "KEPT_BYTES", 8 * 8 - 1)  # eight parameters need 64
+    large = exact._KeptWeights(layer)
+    assert large.double(layer.weight).data_ptr() != large.double(layer.weight).data_ptr()
+
+
+def test_a_weight_that_is_written_to_is_made_anew():
+    layer, h = torch.nn.Linear(3, 2), torch.ones(1, 3, dtype=torch.float64)
+    with torch.no_grad(), exact_arithmetic(layer):
+        before = layer(h)
+        layer.weight.mul_(2.0)
+        layer.bias.mul_(2.0)
+        torch.testing.assert_close(layer(h), 2.0 * before, rtol=1e-12, atol=0.0)
 
 
 def test_outside_of_it_dtypes_do_not_mix(make_model, tokens):
