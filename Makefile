@@ -47,9 +47,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed
+bench: run
 	$(BIN)/python benchmarks/training.py all
 	$(BIN)/python benchmarks/monitor.py --publish
+	$(BIN)/python benchmarks/audit.py --run runs/scale_visible-0 --publish
 	$(BIN)/python benchmarks/planted.py
 	$(BIN)/python experiments/readme.py planted results/audit/planted.md
 

@@ -2,7 +2,7 @@
 
 python benchmarks/audit.py                                  the 129M model; prints
 python benchmarks/audit.py --run runs/scale_invariant-0     that run as well
-python benchmarks/audit.py --publish                        writes results/benchmarks/audit.json and .md
+python benchmarks/audit.py --publish                        writes results/benchmarks/audit.json and .md, and the README
 """
 
 import argparse

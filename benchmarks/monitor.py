@@ -1,7 +1,7 @@
 """What the monitor costs: training steps of the cpu preset without it, between two samples, and with a sample.
 
 python benchmarks/monitor.py                 all three in one process, in turns; prints the ratios
-python benchmarks/monitor.py --publish       and writes results/benchmarks/monitor.json and .md
+python benchmarks/monitor.py --publish       and writes results/benchmarks/monitor.json and .md, and the README
 """
 
 import argparse
@@ -23,6 +23,7 @@ from benchmarks.training import WARM_UP, spread  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.files import atomic_path, write_json  # noqa: E402
+from experiments.readme import replace_section  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from loopsight.monitor import LoopMonitor  # noqa: E402
 from models import LoopedLM  # noqa: E402
@@ -87,6 +88,7 @@ def publish(result: dict[str, Any]) -> None:
     write_json(folder / "monitor.json", result)
     with atomic_path(folder / "monitor.md") as temporary:
         temporary.write_text(as_markdown(result) + "\n", encoding="utf-8")
+    replace_section(ROOT / "README.md", "monitor", as_markdown(result))
 
 
 def as_markdown(result: dict[str, Any]) -> str:

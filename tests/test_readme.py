@@ -102,6 +102,8 @@ def test_paths_and_tests_named_exist():
         ("propositions", "results/theory/propositions.md"),
         ("planted", "results/audit/planted.md"),
         ("benchmarks", "results/benchmarks/training.md"),
+        ("monitor", "results/benchmarks/monitor.md"),
+        ("audit", "results/benchmarks/audit.md"),
     ],
 )
 def test_tables_are_those_of_the_committed_results(name, stored):

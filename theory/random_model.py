@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loopsight.protocol import unroll
+from loopsight.responses import StateMap
 
 Parameters = Mapping[str, Tensor]
-StateMap = Callable[[Tensor], Tensor]
 ReadoutName = Literal["rmsnorm", "layernorm", "group_rmsnorm", "raw", "tanh"]
 BetweenName = Literal["none", "rmsnorm", "damping"]
 

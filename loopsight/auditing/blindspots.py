@@ -18,8 +18,7 @@ from torch import Tensor
 from loopsight.auditing.report import Kind
 from loopsight.blind import blind_subspace
 from loopsight.observability import BLIND
-
-StateMap = Callable[[Tensor], Tensor]
+from loopsight.responses import StateMap
 
 SINE = BLIND**0.5  # largest sine of an angle called none, as singular values go with the square root of visibility
 EXACT = 1e-12  # visibility asked of a direction without a name: an epsilon leaks scales, and nothing excuses others

@@ -5,7 +5,7 @@ forward mode. Visibility, activity and deferred visibility come from one derivat
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,7 @@ from loopsight.auditing.report import Direction, Verdict
 from loopsight.derivatives import STEPS
 from loopsight.invariance import Invariance, invariance
 from loopsight.observability import BLIND
-
-StateMap = Callable[[Tensor], Tensor]
+from loopsight.responses import StateMap
 
 SEEN = SINE  # finite change relative to random motions; visibility is a square, BLIND = SEEN^2
 ACTIVE = 0.95  # from here on more than half survives a dozen loops

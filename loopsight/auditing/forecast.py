@@ -11,7 +11,7 @@ still changes with the scale. They are bounds for that model of the step, not fo
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,7 @@ from torch import Tensor
 from loopsight.auditing.report import Forecast, Growth, LowPrecision
 from loopsight.growth import LARGE, AsymptoticStep, asymptotic_step, regime_number
 from loopsight.precision import predicted_freeze
-
-StateMap = Callable[[Tensor], Tensor]
+from loopsight.responses import StateMap
 
 IN_REGIME = 0.5  # largest regime number at which a forecast is made
 STRIDE = 0.25  # of |h| / |b|

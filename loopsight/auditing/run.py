@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +32,7 @@ from loopsight.invariance import Invariance
 from loopsight.observability import drive
 from loopsight.protocol import unroll
 from loopsight.radial import degree
-
-StateMap = Callable[[Tensor], Tensor]
+from loopsight.responses import StateMap
 
 ACTION_TOKENS = 64  # moved in the finite test, where the readout treats every token by itself
 SEARCHES = (2, 8)  # tokens searched for blind directions, fewest and most
