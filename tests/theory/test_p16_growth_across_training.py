@@ -61,6 +61,15 @@ def test_the_left_rule_would_be_off_by_far_more_and_the_trapezoid_is_of_third_or
         assert coarse / fine == pytest.approx(4, rel=0.2)  # third order a step, second over a path
 
 
+def test_trap_a_large_error_may_be_of_the_right_order(monkeypatch):
+    """Three channels behind LayerNorm: 470 times the usual curvature. A rule of first order does not pass for it."""
+    sharp = Case(seed=19, d=3, vocab=2, tokens=1)
+    assert abs(p16.attribution_error(random_model(p16.architecture(sharp)), p16.STEP)) > 1e-7
+    assert p16.check(sharp).holds
+    monkeypatch.setattr(p16, "attribution_error", lambda model, relative: relative)
+    assert not p16.check(sharp).holds
+
+
 @pytest.mark.parametrize("readout", ["rmsnorm", "raw", "tanh"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("between", ["none", "rmsnorm", "damping"])
