@@ -1,5 +1,6 @@
 """P13's traps and mutants: what makes two runs differ, and what a wrong degree system looks like from outside."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,14 @@ def test_adams_epsilon_and_a_global_clip_break_the_gauge(monkeypatch):
 
 def test_trap_a_loss_of_exactly_zero_in_both_runs_is_no_difference():
     assert p13.check(Case(seed=4125, d=8, vocab=2, tokens=2, scale=10.0)).holds
+
+
+def test_trap_a_run_that_diverges_compares_nothing():
+    """A raw readout with a loop of negative weight; its image alone must not diverge unseen."""
+    diverging = Case(seed=2, d=4, vocab=4, tokens=2, scale=10.0, spread=10.0)
+    assert p13.check(diverging).holds
+    gauge = {"token_embedding": 1, "position_embedding": 1, "0.attention.out": 1, "0.mlp.down": 1}
+    assert not p13.run_difference(training("sgd"), gauge, math.inf) <= p13.TOLERANCE
 
 
 def losses_of(model: RandomModel, batches: int):
