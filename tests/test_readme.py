@@ -78,6 +78,19 @@ def test_every_option_and_variant_parses():
         tyro.cli(Arguments, args=["--variant", "scale_visible", "--no-such-option"])
 
 
+def test_every_line_of_the_auditor_parses():
+    from loopsight.auditing.request import CannotAsk
+    from loopsight.cli import _parsed
+
+    audits = [command[2:] for command in COMMANDS if command[:2] == ["loopsight", "audit"]]
+    assert len(audits) >= 3
+    for arguments in audits:
+        asked = _parsed(arguments)
+        assert [asked.run, asked.factory, asked.hf].count(None) == 2
+    with pytest.raises(CannotAsk):
+        _parsed(["runs/scale_invariant-0", "--html", "audit.html"])
+
+
 def test_the_python_example_runs_and_prints_what_it_says(capsys):
     for language, block in BLOCKS:
         if language == "python":
