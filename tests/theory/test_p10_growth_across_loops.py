@@ -33,6 +33,20 @@ def test_every_part_of_the_check_fails_where_its_hypothesis_does():
     assert p10.diffusion_error(sublayers, h, signs.abs()) > 1e-2  # the same sign every time: shared, not fresh
 
 
+def test_trap_a_cotangent_along_the_state_tests_nothing(monkeypatch):
+    """Drawn from the seed of the states it was parallel to them, and a recurrence without its derivative passed."""
+    case = Case(seed=1)
+    sublayer = sublayers_and_states(case)[0][0]
+    states = case.states()[None]
+    w = p10.cotangent(states, case.seed)
+    assert torch.nn.functional.cosine_similarity(w, states, dim=-1).abs().max() < 0.9
+    exact = p10.pullback
+    monkeypatch.setattr(p10, "pullback", lambda f, x, w: w if f is sublayer else exact(f, x, w))  # Db = 0
+    assert p10.approach_error(sublayer, case, degree=0) > 1e-3
+    monkeypatch.setattr(p10, "cotangent", lambda like, seed: case.states()[None])
+    assert p10.approach_error(sublayer, case, degree=0) < 1e-10
+
+
 def mlp(seed: int):
     """One residual step of a model of its own."""
     return random_model(Architecture(seed=seed, d=32, layers=1, tokens=1, batch=1)).sublayers()[1]

@@ -73,6 +73,11 @@ def test_trap_a_run_that_diverges_compares_nothing():
     assert not p13.run_difference(training("sgd"), gauge, math.inf) <= p13.TOLERANCE
 
 
+def test_trap_a_gradient_whose_square_underflows_weighs_nothing():
+    """A saturated attention leaves queries and keys gradients of 1e-190."""
+    assert p13.check(Case(seed=2, d=10, vocab=2, tokens=2, scale=10.0, spread=10.0)).holds
+
+
 def losses_of(model: RandomModel, batches: int):
     """One loss per batch of its own tokens and labels, at its own loop: varied, so that only symmetries are common."""
     a, generator = model.architecture, torch.Generator().manual_seed(1)

@@ -143,7 +143,7 @@ def approach_error(sublayer: StateMap, case: Case, degree: int) -> float:
     errors = (
         (directions(after) - u).norm(),
         ((after.norm(dim=-1, keepdim=True) - norms) / norms).abs().max(),
-        (measured - expected).norm() / w.norm(),
+        (measured - expected).norm() / torch.maximum(w.norm(), expected.norm()),
     )
     return worst(error.item() for error in errors)
 

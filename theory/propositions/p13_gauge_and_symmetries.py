@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loopsight.symmetry import ScalingDegree, Symmetry, added, euler_residual, scaling_degree, scaling_symmetries
-from theory.cases import Case
+from theory.cases import Case, has_gradient
 from theory.laboratory import draw_architecture, loop_weights, narrowed, writers
 from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.propositions.p11_writer_homogeneity import derivatives
@@ -196,7 +196,8 @@ def euler_residuals(a: Architecture, model: RandomModel, gradients: Mapping[str,
     """Of every symmetry in the null space of the degree system that moves a tensor with a gradient: a single token's
     queries and keys have none."""
     basis = scaling_symmetries(list(model.parameters), equations(a))
-    seen = [s for s in basis if any(degree != 0 and gradients[name].any() for name, degree in s.items())]
+    weighed = {name for name, gradient in gradients.items() if has_gradient(gradient.flatten())}
+    seen = [s for s in basis if any(degree != 0 and name in weighed for name, degree in s.items())]
     return [euler_residual(model.parameters, gradients, symmetry) for symmetry in seen]
 
 
