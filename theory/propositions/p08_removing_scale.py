@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.far_out import sequence
+from theory.far_out import cotangent, sequence
 from theory.laboratory import model_and_states, pullback
 from theory.proposition import Proof, Proposition, Residual, worst
 from theory.random_model import RandomModel, StateMap
@@ -73,7 +73,7 @@ def along(gradient: Tensor, h: Tensor) -> Tensor:
 def removal(model: RandomModel, transition: StateMap, h: Tensor, rho: Tensor) -> float:
     """<w, D Phi(h)[e_t h_t]> against rho_t <w, DF(N h)[e_t (N h)_t]> for a random w and every token t, relative to the
     factors of the latter; Phi is `transition`."""
-    w = torch.randn(h.shape, generator=torch.Generator().manual_seed(model.architecture.seed), dtype=h.dtype)
+    w = cotangent(h, model.architecture.seed)
     normed = model.between()(h)
     inner = pullback(sequence(model.sublayers()), normed, w)
     error = along(pullback(transition, h, w), h) - rho * along(inner, normed)
@@ -83,7 +83,7 @@ def removal(model: RandomModel, transition: StateMap, h: Tensor, rho: Tensor) ->
 
 def carrying(sublayer: StateMap, alpha: float, h: Tensor) -> float:
     """<w, D(F o alpha)(h)[e_t h_t]> against alpha <w_t, h_t> for a random w and every token t; F one residual step."""
-    w = torch.randn(h.shape, generator=torch.Generator().manual_seed(0), dtype=h.dtype)
+    w = cotangent(h)
     error = along(pullback(lambda x: sublayer(alpha * x), h, w), h) - alpha * along(w, h)
     branch = (sublayer(alpha * h) - alpha * h).norm()
     return (error.abs() / (w.norm() * (alpha * h.norm(dim=-1, keepdim=True) + branch))).max().item()
