@@ -40,14 +40,17 @@ def pack(folders: Sequence[Path], out: Path, *, missing: Sequence[str] = (), **s
         folder.name: {kind: read_json(folder / name) for kind, name in DOCUMENTS.items() if (folder / name).exists()}
         for folder in folders
     }
-    for name in (name for question in SUITE for name in question.tables):
-        measured = [folder for folder in folders if _csv(folder, name).exists()]
-        frames = [read_table(folder, name).assign(run=folder.name) for folder in measured]
+    names = [name for question in SUITE for name in question.tables]
+    # All is read before anything of an earlier packing is replaced.
+    frames = {
+        name: [read_table(f, name).assign(run=f.name) for f in folders if _csv(f, name).exists()] for name in names
+    }
+    for name in names:
         packed = out / TABLES / f"{name}.csv"
         packed.unlink(missing_ok=True)
-        if frames:
+        if frames[name]:
             with atomic_path(packed) as temporary:
-                pd.concat(frames).set_index("run").to_csv(temporary)
+                pd.concat(frames[name]).set_index("run").to_csv(temporary)
     write_json(out / INDEX, {"version": VERSION, **said, "missing": list(missing), "runs": runs})
 
 
@@ -66,16 +69,22 @@ def unpack(packed: Path, out: Path) -> Path:
         index = read_json(packed / INDEX)
         if not isinstance(index, dict) or index.get("version") != VERSION:
             raise RunError(f"{packed / INDEX} is of another version; pack the runs again.")
-        for run, documents in index["runs"].items():
+        runs = index["runs"]
+        if any(name in ("", "..") or Path(name).name != name for name in (*runs, *index["missing"])):
+            raise RunError(f"{packed / INDEX} names a run that is no plain folder name; pack the runs again.")
+        for run, documents in runs.items():
             for kind, document in documents.items():
                 write_json(out / run / DOCUMENTS[kind], document)
         for run in index["missing"]:
             (out / run / MEASUREMENTS).mkdir(parents=True)
         for path in sorted((packed / TABLES).glob("*.csv")):
-            for run, table in pd.read_csv(path).groupby("run", sort=False):
-                with atomic_path(_csv(out / str(run), path.stem)) as temporary:
+            for name, table in pd.read_csv(path).groupby("run", sort=False):
+                run = str(name)
+                if run not in runs:
+                    raise RunError(f"{path} has a run {run} that {INDEX} has not; pack the runs again.")
+                with atomic_path(_csv(out / run, path.stem)) as temporary:
                     table.drop(columns="run").to_csv(temporary, index=False)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"cannot read the packed runs of {packed} ({error}); pack them again.") from error
     return out
 

@@ -72,6 +72,23 @@ def test_damaged_packed_runs_get_a_sentence(text, tmp_path):
         evidence.unpack(tmp_path, tmp_path / "again")
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", ""])
+def test_packed_runs_write_nowhere_else(name, folders, tmp_path):
+    packed = tmp_path / "packed"
+    evidence.pack(folders, packed)
+    table = packed / "tables" / "loops.csv"
+    text = table.read_text()
+    table.write_text(text.replace("first-0", name or "another"))
+    with pytest.raises(RunError, match="pack the runs again"):
+        evidence.unpack(packed, tmp_path / "again")
+    table.write_text(text)
+    index = json.loads((packed / "runs.json").read_text())
+    (packed / "runs.json").write_text(json.dumps(index | {"runs": {name: index["runs"]["first-0"]}}))
+    with pytest.raises(RunError, match="no plain folder name"):
+        evidence.unpack(packed, tmp_path / "third")
+    assert not (tmp_path / "outside").exists() and not (tmp_path / "third").exists()
+
+
 def test_a_damaged_table_is_refused_before_anything_is_packed(folders, tmp_path):
     (folders[1] / "measurements" / "clamp.csv").write_text("")
     with pytest.raises(RunError, match="cannot read .*clamp.csv"):
