@@ -7,6 +7,7 @@ Utilisation is model FLOPs (attention counted full) a second over the peak of a 
 """
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -60,6 +61,7 @@ def peak_memory(side: str, preset: str, batch_size: int, device: torch.device, c
     step = make_step(side, preset, "rmsnorm", device=device, compiled=compiled)
     source = batches(preset, batch_size, device)
     step(*next(source))
+    gc.collect()  # a compiled model of before is a cycle
     torch.cuda.empty_cache()
     held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

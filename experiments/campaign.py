@@ -5,7 +5,7 @@ compared.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ import torch
 from experiments import evidence
 from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus
-from experiments.errors import OutOfTime, RunError, UsageError
+from experiments.errors import OutOfTime, RunError, UsageError, sentence
 from experiments.experiment import run
 from experiments.files import read_json, write_json
 from experiments.flops import matmul_peak, synchronise, training_flops
-from experiments.measure.suite import measure_run
+from experiments.measure.suite import unmeasured
 from experiments.runs import read_summary
 from experiments.training.optimiser import build_optimisers
 from experiments.training.trainer import Execution, build_model, training_step, training_windows
 
 PLAN = "plan.json"
-CENTRAL = ("scale_invariant", "scale_visible")
-TRAINING_SHARE = 0.7  # of the budget; the rest is compilation, evaluation and reading the corpus
+CENTRAL = ("scale_invariant", "scale_visible", "untied_scale_invariant", "untied_scale_visible")
+TRAINING_SHARE = 0.6  # of the budget; the rest is compilation, evaluation, and measuring what training left
 WARM_UP, TIMED = 5, 20  # steps
 
 
@@ -150,62 +150,62 @@ def write_plan(out: Path, plan: Plan) -> None:
 
 
 def carry_out(
-    plan: Plan, corpus: TokenCorpus, corpus_config: CorpusConfig, out: Path, cache: Path, execution: Execution
-) -> list[str]:
-    """Train and measure in the plan's order until the execution's deadline; return the runs that are still missing."""
+    plan: Plan,
+    corpus: TokenCorpus,
+    corpus_config: CorpusConfig,
+    out: Path,
+    execution: Execution,
+    measure: Callable[[Path], object],
+) -> None:
+    """Train in the plan's order until the execution's deadline; `measure` is given the folder of every trained run."""
     training = replace(
         TRAINING_PRESETS[plan.preset],
         steps=plan.steps,
         batch_size=plan.batch_size,
         learning_rate=plan.learning_rate,
     )
-    missing: list[str] = []
-    longest = 0.0  # seconds that measuring a run has taken
     for variant, seed in plan.runs:
         config = resolve(
             variant=variant, preset=plan.preset, seed=seed, training=training, corpus=corpus_config, tokens=corpus
         )
-        seconds = _one(config, corpus, out, cache, execution, reserve=longest)
-        if seconds is None:
-            missing.append(config.name)
-        longest = max(longest, seconds or 0.0)
-    return missing
-
-
-def _one(
-    config: RunConfig, corpus: TokenCorpus, out: Path, cache: Path, execution: Execution, *, reserve: float
-) -> float | None:
-    """One run, trained and measured: the seconds measuring took; None where time or the run itself did not allow it.
-
-    `reserve` seconds are kept for measuring: nothing is trained or measured that would end after the deadline.
-    """
-    if execution.deadline is not None:
-        execution = replace(execution, deadline=execution.deadline - reserve)
-    if execution.out_of_time():
-        return None
-    print(f"{config.name} ...", flush=True)
-    try:
-        run(config, corpus, out, execution, num_loops=config.model.num_loops, resume=True)
         if execution.out_of_time():
-            return None
-        began = time.monotonic()
-        measure_run(out / config.name, cache, device=execution.device, corpus=corpus)
-        return time.monotonic() - began
-    except OutOfTime as error:
-        print(error, flush=True)
-    except (RunError, ValueError, RuntimeError) as error:  # a run that fails is named, and the others go on
-        print(f"{config.name} failed: {str(error).splitlines()[0]}", flush=True)
-    return None
+            return
+        print(f"{config.name} ...", flush=True)
+        try:
+            run(config, corpus, out, execution, num_loops=config.model.num_loops, resume=True)
+            measure(out / config.name)
+        except OutOfTime as error:
+            print(error, flush=True)
+        except Exception as error:  # whatever it is, the others go on
+            print(f"{config.name} failed: {sentence(error)}", flush=True)
+
+
+def unfinished(plan: Plan, out: Path) -> dict[str, str]:
+    """The plan's runs that lack something, by name, and what it is."""
+    lacking = {}
+    for name in names(plan):
+        try:
+            if read_summary(out / name) is None:
+                lacking[name] = "not trained"
+            elif tables := unmeasured(out / name):
+                lacking[name] = f"without {', '.join(tables)}"
+        except RunError as error:
+            lacking[name] = str(error)
+    return lacking
+
+
+def names(plan: Plan) -> list[str]:
+    """The names of the plan's runs, in order."""
+    return [f"{variant}-{seed}" for variant, seed in plan.runs]
 
 
 def pack(plan: Plan, out: Path, results: Path) -> None:
     """The finished runs as a few small files, with the plan, the missing runs and each run's share of the peak."""
-    planned = [f"{variant}-{seed}" for variant, seed in plan.runs]
-    summaries = {name: summary for name in planned if (summary := _summary(out / name)) is not None}
+    summaries = {name: summary for name in names(plan) if (summary := _summary(out / name)) is not None}
     evidence.pack(
         [out / name for name in summaries],
         results,
-        missing=[name for name in planned if name not in summaries],
+        missing=[name for name in names(plan) if name not in summaries],
         plan=asdict(plan),
         model_flops_utilisation={name: _utilisation(summary, plan) for name, summary in summaries.items()},
     )

@@ -23,6 +23,12 @@ class OutOfTime(RunError):
     """The time a run was given is over; its state is saved."""
 
 
+def sentence(error: Exception) -> str:
+    """One line that says what went wrong; of an error that is none of ours, with its kind."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return text if isinstance(error, UsageError | RunError) else f"{type(error).__name__}: {text}"
+
+
 def exit_status(command: Callable[[], None]) -> int:
     """Run a command and return its exit status; expected failures print one sentence and no traceback."""
     try:

@@ -19,6 +19,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not th
 
 from experiments.errors import exit_status  # noqa: E402
 
+MEASURING_SHARE = 0.1  # of the budget, at its end: kept for what could not be measured beside training
+
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
@@ -30,7 +32,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--results", type=Path, help="folder for the packed tables (default: OUT/packed)")
     options.add_argument("--preset", default="44m", help="size: tiny, cpu, 44m, 129m, 1.4b (default 44m)")
     options.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help="default: all of them")
-    options.add_argument("--central-seeds", type=int, default=3, help="seeds of the two central variants (default 3)")
+    options.add_argument(
+        "--central-seeds",
+        type=int,
+        default=3,
+        help="seeds of the variants that show the contrast (default 3)",
+    )
     options.add_argument("--tokens", type=int, help="training tokens a run (default: what the budget allows)")
     options.add_argument("--batch-size", type=int, help="sequences a step (default: the preset's)")
     options.add_argument("--learning-rate", type=float, help="default: the preset's")
@@ -55,11 +62,13 @@ def main() -> None:
         read_plan,
         require_preset,
         require_same_plan,
+        unfinished,
         write_plan,
     )
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
     from experiments.errors import UsageError
+    from experiments.measuring import measuring_beside
     from experiments.training.trainer import Execution
     from experiments.variants import select
     from models import PRESETS
@@ -80,7 +89,7 @@ def main() -> None:
         checkpoint_every=500,
         log_every=50,
         snapshots=arguments.snapshots,
-        deadline=began + 60.0 * arguments.minutes,
+        deadline=began + 60.0 * (1.0 - MEASURING_SHARE) * arguments.minutes,
     )
     size = PRESETS[arguments.preset]
     vocab_size = size.vocab_size if arguments.vocab_size is None else arguments.vocab_size
@@ -109,11 +118,15 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             corpus_key=corpus.key,
         )
-    missing = carry_out(plan, corpus, corpus_config, arguments.out, cache, execution)
+    with measuring_beside(cache, corpus, device, deadline=began + 60.0 * arguments.minutes) as measure:
+        carry_out(plan, corpus, corpus_config, arguments.out, execution, measure)
     results = arguments.results or arguments.out / "packed"
     pack(plan, arguments.out, results)
-    state = f"missing: {', '.join(missing)}; the same command goes on" if missing else "complete"
-    print(f"{results}: {len(plan.runs) - len(missing)} of {len(plan.runs)} runs, {state}.")
+    lacking = unfinished(plan, arguments.out)
+    for name, what in lacking.items():
+        print(f"{name}: {what}")
+    state = "the same command goes on" if lacking else "complete"
+    print(f"{results}: {len(plan.runs) - len(lacking)} of {len(plan.runs)} runs, {state}.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ def rms_normalise(h: Float[Tensor, "*batch d"], eps: float) -> Float[Tensor, "*b
 
 
 def _inverse_rms(h: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(torch.linalg.vecdot(h, h).unsqueeze(-1) / h.shape[-1] + eps)
+    # vecdot is the faster on CPU; autocast would take it in bfloat16, and lose the norm's third digit.
+    autocast = torch.is_autocast_enabled(h.device.type)
+    mean_square = h.square().mean(-1) if autocast else torch.linalg.vecdot(h, h) / h.shape[-1]
+    return torch.rsqrt(mean_square.unsqueeze(-1) + eps)
 
 
 class _GainedRMS(torch.autograd.Function):

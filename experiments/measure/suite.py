@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.corpus import TokenCorpus
 from experiments.environment import describe
-from experiments.errors import RunError
+from experiments.errors import RunError, sentence
 from experiments.files import atomic_path, exclusive, read_json, write_json
 from experiments.measure import (
     attribution,
@@ -60,7 +60,12 @@ SUITE = (
 
 
 def measure_run(
-    folder: Path, cache: Path, *, device: torch.device | None = None, corpus: TokenCorpus | None = None
+    folder: Path,
+    cache: Path,
+    *,
+    device: torch.device | None = None,
+    corpus: TokenCorpus | None = None,
+    questions: Sequence[Measure] | None = None,
 ) -> Path:
     """Measure a finished run and return the folder of its tables, NAME.csv and `measurements.json`.
 
@@ -72,6 +77,7 @@ def measure_run(
         cache: folder of prepared corpora.
         device: where to measure; the CPU when not given.
         corpus: the run's own, where the caller has it at hand; made again from the cache when not given.
+        questions: what to measure, everything when not given.
 
     Raises:
         RunError: the folder is unfinished, damaged, of another version, in use, or of a corpus that this machine has
@@ -84,7 +90,7 @@ def measure_run(
         if not ours:
             raise RunError(f"another process is working in {folder}; wait for it.")
         record = _kept(out, digest)
-        missing = [question for question in SUITE if not _finished(out, record, question)]
+        missing = [question for question in questions or SUITE if not _finished(out, record, question)]
         if missing:
             context = open_run(folder, cache, device or torch.device("cpu"), corpus)
             identity = {
@@ -102,6 +108,17 @@ def measure_run(
             }
             _measure(context, missing, out, {"seconds": record["seconds"]} | identity)
     return out
+
+
+def unmeasured(folder: Path) -> list[str]:
+    """The tables that a finished run lacks, by name; tables of another version or checkpoint do not count.
+
+    Raises:
+        RunError: there is no readable checkpoint.
+    """
+    record = _kept(folder / FOLDER, checkpoint_digest(folder))
+    lacking = (question for question in SUITE if not _finished(folder / FOLDER, record, question))
+    return [name for question in lacking for name in question.tables]
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
@@ -133,7 +150,7 @@ def _finished(out: Path, record: dict[str, Any], question: Measure) -> bool:
     return all(name in record["seconds"] and (out / f"{name}.csv").exists() for name in question.tables)
 
 
-def _measure(context: Context, questions: list[Measure], out: Path, record: dict[str, Any]) -> None:
+def _measure(context: Context, questions: Sequence[Measure], out: Path, record: dict[str, Any]) -> None:
     started = time.perf_counter()
     # The pass that most tables share has a time of its own, whichever table would have asked first.
     context.held_out  # noqa: B018
@@ -146,8 +163,8 @@ def _measure(context: Context, questions: list[Measure], out: Path, record: dict
             start = time.perf_counter()
             try:
                 tables = question.measure(context)
-            except (ValueError, ArithmeticError, torch.OutOfMemoryError) as error:
-                failed.append(f"{question.tables[0]} ({str(error).splitlines()[0]})")
+            except (ValueError, ArithmeticError, RuntimeError) as error:
+                failed.append(f"{question.tables[0]} ({sentence(error)})")
                 continue
             if set(tables) != set(question.tables):
                 raise ValueError(f"expected the tables {question.tables}, got {tuple(tables)}.")

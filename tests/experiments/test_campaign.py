@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +18,14 @@ from experiments.errors import exit_status
 from experiments.files import read_json
 from experiments.flops import forward_flops, matmul_peak, training_flops
 from experiments.measure import loops
-from experiments.measure.suite import Measure
+from experiments.measure.suite import Measure, measure_run
 from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS
 from models import PRESETS
 
 ROOT = Path(__file__).parents[2]
 CORPUS = CorpusConfig(data="synthetic", tokeniser="word", vocab_size=256)
+LOOPS = Measure(tables=("loops",), measure=loops.measure)
 EXECUTION = Execution(device=torch.device("cpu"), snapshots=1)
 
 
@@ -79,41 +81,48 @@ def test_the_budget_is_shared_out_evenly(corpus, monkeypatch):
 
 
 def test_a_campaign_stops_at_its_deadline_and_goes_on(corpus, cache, tmp_path, monkeypatch):
-    suite = (Measure(tables=("loops",), measure=loops.measure),)
-    monkeypatch.setattr("experiments.measure.suite.SUITE", suite)
-    plan = plan_of(("scale_visible", 0), ("scale_invariant", 0))
+    monkeypatch.setattr("experiments.measure.suite.SUITE", (LOOPS,))
+    measure = partial(measure_run, cache=cache, corpus=corpus)
+    plan, runs = plan_of(("scale_visible", 0), ("scale_invariant", 0)), ["scale_visible-0", "scale_invariant-0"]
     campaign.write_plan(tmp_path, plan)
     assert campaign.read_plan(tmp_path) == plan
     late = replace(EXECUTION, deadline=time.monotonic())
-    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, late) == ["scale_visible-0", "scale_invariant-0"]
+    campaign.carry_out(plan, corpus, CORPUS, tmp_path, late, measure)
+    assert campaign.unfinished(plan, tmp_path) == dict.fromkeys(runs, "not trained")
     campaign.pack(plan, tmp_path, tmp_path / "packed")
-    assert read_json(tmp_path / "packed" / "runs.json")["missing"] == ["scale_visible-0", "scale_invariant-0"]
-    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, EXECUTION) == []
+    assert read_json(tmp_path / "packed" / "runs.json")["missing"] == runs
+    campaign.carry_out(plan, corpus, CORPUS, tmp_path, EXECUTION, lambda folder: None)
+    assert campaign.unfinished(plan, tmp_path) == dict.fromkeys(runs, "without loops")
+    campaign.carry_out(plan, corpus, CORPUS, tmp_path, EXECUTION, measure)
+    assert campaign.unfinished(plan, tmp_path) == {}
     campaign.pack(plan, tmp_path, tmp_path / "packed")
     packed = read_json(tmp_path / "packed" / "runs.json")
-    names = {"scale_visible-0", "scale_invariant-0"}
     assert packed["missing"] == [] and packed["plan"]["steps"] == 3
-    assert set(packed["runs"]) == set(packed["model_flops_utilisation"]) == names
+    assert set(packed["runs"]) == set(packed["model_flops_utilisation"]) == set(runs)
     tokens = {run["summary"]["training"]["tokens"] for run in packed["runs"].values()}
     assert tokens == {3 * plan.batch_size * PRESETS["tiny"].context}  # equal for every run
-    assert set(pd.read_csv(tmp_path / "packed" / "tables" / "loops.csv")["run"]) == names
+    assert set(pd.read_csv(tmp_path / "packed" / "tables" / "loops.csv")["run"]) == set(runs)
 
 
-def test_training_stops_at_the_deadline_and_keeps_its_state(corpus, cache, tmp_path, capsys):
-    plan = plan_of(("scale_visible", 0), steps=10**6)
+def test_training_stops_at_the_deadline_and_keeps_its_state(corpus, tmp_path, capsys):
+    plan, handed = plan_of(("scale_visible", 0), steps=10**6), []
     soon = replace(EXECUTION, deadline=time.monotonic() + 2.0)
-    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, soon) == ["scale_visible-0"]
+    campaign.carry_out(plan, corpus, CORPUS, tmp_path, soon, handed.append)
+    assert campaign.unfinished(plan, tmp_path) == {"scale_visible-0": "not trained"} and not handed
     assert "out of time at step" in capsys.readouterr().out
     assert (tmp_path / "scale_visible-0" / "checkpoint.safetensors").exists()
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(corpus, cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(campaign, "measure_run", lambda *_, **__: None)
+def test_a_run_that_fails_is_named_and_the_others_go_on(corpus, tmp_path, capsys):
+    handed = []
     (tmp_path / "scale_visible-0").mkdir()
     (tmp_path / "scale_visible-0" / "config.json").write_text("{")
     plan = plan_of(("scale_visible", 0), ("scale_invariant", 0))
-    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, cache, EXECUTION) == ["scale_visible-0"]
+    campaign.carry_out(plan, corpus, CORPUS, tmp_path, EXECUTION, handed.append)
+    assert handed == [tmp_path / "scale_invariant-0"]
     assert "scale_visible-0 failed: cannot read" in capsys.readouterr().out
+    lacking = campaign.unfinished(plan, tmp_path)
+    assert list(lacking) == ["scale_visible-0", "scale_invariant-0"]
 
 
 def test_arithmetic_is_counted_as_published():
@@ -132,7 +141,7 @@ def test_dry_run_of_the_command(tmp_path):
     command += ["--tokens", "1024", "--variants", "scale_visible", "--central-seeds", "1", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--minutes", "5"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 runs, complete" in done.stdout
+    assert "1 of 1 runs, complete" in done.stdout  # measured by the process beside, and to its end
     assert {"loops", "clamp", "halting"} <= {path.stem for path in (tmp_path / "packed" / "tables").iterdir()}
     packed, name = read_json(tmp_path / "packed" / "runs.json"), "scale_visible-0"
     assert packed["runs"][name]["summary"]["training"]["tokens"] == 1024

@@ -22,7 +22,11 @@ for step in (model.step, torch.compile(model.step, backend="aot_eager")):
     out = step(h)
     results.append((out, *torch.autograd.grad(out.pow(3).sum(), [h, *model.sublayers.parameters()])))
 worst = max(((a - b).norm() / a.norm()).item() for a, b in zip(*results, strict=True))
-print(json.dumps({"graphs": found.graph_count, "breaks": found.graph_break_count, "worst": worst}))
+norm, x = model.sublayers[0].norm.float(), torch.randn(8, PRESETS["tiny"].d_model)
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    cast = torch.compile(norm, backend="eager")(x)
+autocast = ((cast - norm(x)).norm() / norm(x).norm()).item()
+print(json.dumps({"graphs": found.graph_count, "breaks": found.graph_break_count, "worst": worst, "autocast": autocast}))
 """
 
 
@@ -32,3 +36,4 @@ def test_the_loop_body_is_traced_whole_and_computes_the_same():
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["graphs"], found["breaks"]) == (1, 0)
     assert found["worst"] < 1e-12
+    assert found["autocast"] < 1e-6  # the norms stay in float32

@@ -113,3 +113,13 @@ def test_layernorm_sees_no_common_shift_for_any_epsilon_and_rmsnorm_does(states)
 def test_learnable_weights(kind, affine, names):
     norm = Norm(kind, 12, 1e-6, affine=affine)
     assert [name for name, _ in norm.named_parameters()] == names
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_autocast_leaves_the_norm_in_float32(affine):
+    norm = Norm("rmsnorm", 512, 1e-6, affine=affine)
+    h = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = norm(h)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, norm(h), rtol=1e-6, atol=0.0)
