@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data", default="python", help="as for run.py (default python: installed packages)")
     options.add_argument("--vocab-size", type=int, help="default: the preset's")
     options.add_argument("--cache", type=Path, help="folder for prepared tokens (default: OUT/cache)")
+    options.add_argument("--measurers", type=int, default=1, help="processes that measure beside training (default 1)")
     options.add_argument("--device", default="auto", help="auto, cuda, cpu (default auto)")
     options.add_argument("--no-compile", action="store_true", help="do not compile the loop body")
     options.add_argument("--snapshots", type=int, default=4, help="times the weights are kept a run (default 4)")
@@ -75,7 +76,14 @@ def main() -> None:
 
     if not 0.0 < arguments.minutes < math.inf:
         raise UsageError(f"--minutes must be positive and finite, got {arguments.minutes:g}.")
-    for name, least in (("tokens", 1), ("batch_size", 1), ("central_seeds", 1), ("vocab_size", 2), ("snapshots", 0)):
+    for name, least in (
+        ("tokens", 1),
+        ("batch_size", 1),
+        ("central_seeds", 1),
+        ("vocab_size", 2),
+        ("snapshots", 0),
+        ("measurers", 1),
+    ):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
@@ -118,7 +126,8 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             corpus_key=corpus.key,
         )
-    with measuring_beside(cache, corpus, device, deadline=began + 60.0 * arguments.minutes) as measure:
+    deadline = began + 60.0 * arguments.minutes
+    with measuring_beside(cache, corpus, device, deadline, arguments.measurers) as measure:
         carry_out(plan, corpus, corpus_config, arguments.out, execution, measure)
     results = arguments.results or arguments.out / "packed"
     pack(plan, arguments.out, results)

@@ -1,11 +1,13 @@
-"""Measuring runs in a process of its own, while others train.
+"""Measuring runs in processes of their own, while others train.
 
-Measuring launches many small kernels and leaves a GPU mostly idle, so it costs training little; one after the other,
-it would take as long as the training of a short run.
+Measuring launches many small kernels and leaves a GPU mostly idle; one after the other, it would take longer than the
+training of a short run.
 """
 
 import multiprocessing
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,46 +21,59 @@ from experiments.device import make_arithmetic_repeatable
 from experiments.errors import sentence
 from experiments.measure.suite import SUITE, Measure, measure_run
 
-AT_REST = frozenset({"depth", "precision"})
-"""Measured when all training has ended: the first is a timing, the second takes by far the longest."""
+AT_LAST = frozenset({"deferred", "depth", "precision"})
+"""Measured when all training has ended: what takes longest, and `depth`, which is a timing."""
 
 Hand = Callable[[Path], None]
 """Hands a finished run's folder over to be measured, and returns at once."""
 
 
 @contextmanager
-def measuring_beside(cache: Path, corpus: TokenCorpus, device: torch.device, deadline: float) -> Iterator[Hand]:
-    """A process that measures the folders it is handed, in order; left when all are measured or time is out.
+def measuring_beside(
+    cache: Path, corpus: TokenCorpus, device: torch.device, deadline: float, processes: int = 1
+) -> Iterator[Hand]:
+    """Processes that measure the folders they are handed, in order; left when all are measured or time is out.
 
-    What it had to leave is measured by the next call on the same folders. A run that cannot be measured is named, and
-    the others go on.
+    What they had to leave is measured by the next call on the same folders. A run that cannot be measured is named,
+    and the others go on.
 
     Args:
         cache: folder of prepared corpora.
         corpus: of all the runs.
         device: where to measure.
-        deadline: reading of `time.monotonic` at which the process is ended.
+        deadline: reading of `time.monotonic` at which the processes are ended.
+        processes: how many. More than one disturb each other's timings.
     """
     context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
     folders: SimpleQueue[Path | None] = context.SimpleQueue()
-    process = context.Process(target=_measure_all, args=(folders, cache, corpus, device), daemon=True)
-    process.start()
+    threads = max(1, (os.cpu_count() or 1) // (processes + 1))
+    arguments = (folders, cache, corpus, device, threads)
+    workers = [context.Process(target=_measure_all, args=arguments, daemon=True) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
     try:
         yield folders.put
-        folders.put(None)
-        process.join(timeout=max(0.0, deadline - time.monotonic()))
+        for _ in workers:
+            folders.put(None)
+        for worker in workers:
+            worker.join(timeout=max(0.0, deadline - time.monotonic()))
     finally:
-        process.terminate()
-        process.join()
+        for worker in workers:
+            worker.terminate()
+            worker.join()
 
 
-def _measure_all(folders: "SimpleQueue[Path | None]", cache: Path, corpus: TokenCorpus, device: torch.device) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides when this one ends
+def _measure_all(
+    folders: "SimpleQueue[Path | None]", cache: Path, corpus: TokenCorpus, device: torch.device, threads: int
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides when this one ends,
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # and it ends as any other: no half-written file stays
+    torch.set_num_threads(threads)
     make_arithmetic_repeatable(device)
-    first = [question for question in SUITE if AT_REST.isdisjoint(question.tables)]
+    at_once = [question for question in SUITE if AT_LAST.isdisjoint(question.tables)]
     handed = []
     while (folder := folders.get()) is not None:
-        _measure(folder, first, cache, corpus, device)
+        _measure(folder, at_once, cache, corpus, device)
         handed.append(folder)
     for folder in handed:
         _measure(folder, None, cache, corpus, device)
