@@ -19,10 +19,12 @@ from experiments.files import atomic_path  # noqa: E402
 PALETTE = "colorblind"
 
 
-def _figure(path: Path, draw: Callable[[Axes], None], *, width: float = 5.0, height: float = 3.4) -> None:
+def _figure(path: Path, draw: Callable[[Axes], None], *, width: float = 5.0, height: float = 3.8) -> None:
     with sns.axes_style("whitegrid"), sns.color_palette(PALETTE):
         figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
         draw(axes)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=2, frameon=False)  # beside the lines, not over them
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=150)
         plt.close(figure)
@@ -44,14 +46,12 @@ def draw_run(folder: Path, summary: dict[str, Any], metrics: list[dict[str, Any]
             axes.plot(loops, values, marker="o", label=f"{name} over tokens")
         axes.set(title=title, ylabel="L2 norm of the state", yscale="log")
         _loop_axis(axes)
-        axes.legend()
 
     def norm_by_step(axes: Axes) -> None:
         steps = [record["step"] for record in metrics]
         for k in range(1, len(metrics[0]["l2_norm"]) + 1):  # the loops trained with, not those evaluated
             axes.plot(steps, [record["l2_norm"][k - 1] for record in metrics], label=f"loop {k}")
         axes.set(title=title, xlabel="training step", ylabel="mean L2 norm (training batch)", yscale="log")
-        axes.legend()
 
     def cross_entropy(axes: Axes) -> None:
         axes.plot(loops, validation["cross_entropy"], marker="o")
@@ -63,7 +63,6 @@ def draw_run(folder: Path, summary: dict[str, Any], metrics: list[dict[str, Any]
         axes.axhline(1e-16, color="grey", linestyle=":", label="float64 rounding")
         axes.set(title=title, ylabel="radial-gradient fraction", yscale="log", ylim=(1e-18, 1.0))
         _loop_axis(axes)
-        axes.legend()
 
     drawings = {
         "norm_by_loop": norm_by_loop,

@@ -20,8 +20,12 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
         f"learning rate {training['learning_rate']:g}, seeds "
         f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
-        f"Made {dates[0]} to {dates[-1]} on {all_of(lambda s: s['processor'])}, "
+        f"Made {dates[0]} to {dates[-1]} on {all_of(_machine)}, "
         f"{all_of(lambda s: str(s['torch_threads']))} thread(s), Python {all_of(lambda s: s['python'])}, torch "
         f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
         f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
     )
+
+
+def _machine(session: dict[str, Any]) -> str:
+    return str(session["processor"] if session["device"] == "cpu" else session["device"])

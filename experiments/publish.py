@@ -1,11 +1,13 @@
 """Compare the finished runs of a folder, pack them as committed evidence, and show the comparison in the README.
 
 python experiments/publish.py runs/sweep results/cpu
+python experiments/publish.py results/44m results/44m     (runs that are packed already, of a campaign)
 """
 
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
@@ -17,29 +19,37 @@ def main() -> None:
     from experiments.comparison import compare
     from experiments.effects import publish_factorial
     from experiments.errors import UsageError
-    from experiments.evidence import pack
+    from experiments.evidence import is_packed, pack, unpack
     from experiments.factorial import FACTORIAL
+    from experiments.fullsize import write_campaign
     from experiments.readme import replace_section
     from experiments.runs import finished_summaries
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", type=Path, help="folder of run folders")
+    parser.add_argument("runs", type=Path, help="folder of run folders, or packed runs")
     parser.add_argument("results", type=Path, help="folder for the tables and the figure, for example results/cpu")
     parser.add_argument("--readme", type=Path, default=None, help="file whose section is replaced (default: README.md)")
     arguments = parser.parse_args()
     if not arguments.runs.is_dir():
         raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
-    summaries, unfinished = finished_summaries(arguments.runs)
+    packed = is_packed(arguments.runs)
+    with TemporaryDirectory() as scratch:
+        folder = unpack(arguments.runs, Path(scratch)) if packed else arguments.runs
+        summaries, unfinished = finished_summaries(folder)
     if unfinished:
         print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
     if not summaries:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
     designed = all(summary["variant"] in FACTORIAL for summary in summaries)
     text = (publish_factorial if designed else compare)(summaries, arguments.results)
-    pack([arguments.runs / summary["run"] for summary in summaries], arguments.results, missing=unfinished)
-    root = Path(__file__).resolve().parents[1]
-    replace_section(arguments.readme or root / "README.md", arguments.results.name, text)
-    print(text)
+    sections = {arguments.results.name: text}
+    if packed:
+        sections[f"{arguments.results.name}-growth"] = write_campaign(arguments.runs, arguments.results)
+    else:
+        pack([folder / summary["run"] for summary in summaries], arguments.results, missing=unfinished)
+    for name, section in sections.items():
+        replace_section(arguments.readme or Path(__file__).resolve().parents[1] / "README.md", name, section)
+        print(section)
 
 
 if __name__ == "__main__":

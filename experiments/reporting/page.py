@@ -24,7 +24,7 @@ LEAD = (
 FIXED = (
     "Not every prediction was blind. {before} were written down, with their thresholds, before their quantity was "
     "measured on any sweep. {after} ask for norms, losses, exits, radial fractions, rescaling, regime numbers or "
-    "carry, which an earlier sweep of three seeds at the same size had shown when the thresholds were set; these runs "
+    "carry, which an earlier sweep of the cpu preset had shown when the thresholds were set; these runs "
     "repeat them. Each row says which it is."
 )
 HOW_JUDGED = (

@@ -193,6 +193,7 @@ def themed() -> Iterator[None]:
         "axes.titlesize": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "figure.constrained_layout.w_pad": 0.1,  # inches: the longest label of an axis keeps off the edge
         "lines.linewidth": 1.6,
         "lines.markersize": 5,
         "legend.fontsize": 9,
