@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from experiments.effects import CORE, as_markdown, core_runs, is_complete, tables
+from experiments.effects import CORE, as_markdown, balanced, core_runs, tables
 from experiments.errors import UsageError
 from experiments.expectations import Row, Verdict, as_dicts, below_or_above
 from experiments.figures import draw_comparison
@@ -220,8 +220,10 @@ def _markdown(summaries: list[dict[str, Any]], by_loop: pd.DataFrame, claims: li
     parts = [markdown(header, rows)]
     if claims:
         parts.append(rows_as_markdown(as_dicts(claims)))
-    core = core_runs(summaries)
-    if is_complete(core, CORE, 2 ** len(CORE)):
-        parts.append("Full factorial of readout, head and embeddings:\n\n" + as_markdown(tables(core, CORE)))
+    core = balanced(core_runs(summaries), CORE, 2 ** len(CORE))
+    if not core.empty:
+        seeds = ", ".join(map(str, sorted(set(core["seed"]))))
+        head = f"Full factorial of readout, head and embeddings, seeds {seeds}:"
+        parts.append(f"{head}\n\n{as_markdown(tables(core, CORE))}")
     parts.append(INTERVALS + provenance(summaries))
     return "\n\n".join(parts)

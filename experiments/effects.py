@@ -61,12 +61,12 @@ def fraction(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[(runs["optimiser"] == "adamw") & runs["readout"].isin(FACTORS["readout"])]
 
 
-def is_complete(runs: pd.DataFrame, factors: Sequence[str], cells: int) -> bool:
-    """Every cell was run, with the same seeds: only then are the columns orthogonal."""
+def balanced(runs: pd.DataFrame, factors: Sequence[str], cells: int) -> pd.DataFrame:
+    """The runs of those seeds that every one of the `cells` cells has: only then are the columns orthogonal."""
     if runs.empty:
-        return False
-    seeds = runs.groupby(list(factors))["seed"].apply(lambda s: tuple(sorted(s)))
-    return len(seeds) == cells and seeds.nunique() == 1
+        return runs
+    seeds = [set(cell) for _, cell in runs.groupby(list(factors))["seed"]]
+    return runs[runs["seed"].isin(set.intersection(*seeds) if len(seeds) == cells else ())]
 
 
 def effects(runs: pd.DataFrame, factors: Sequence[str], response: str) -> pd.DataFrame:
@@ -142,9 +142,10 @@ def publish_factorial(summaries: Sequence[dict[str, Any]], out: Path) -> str:
         UsageError: a cell of the fraction is missing.
     """
     runs = factorial_runs(summaries)
-    if runs.empty or not is_complete(fraction(runs), tuple(FACTORS), 2 ** (len(FACTORS) - 1)):
+    half = runs if runs.empty else balanced(fraction(runs), tuple(FACTORS), 2 ** (len(FACTORS) - 1))
+    if half.empty:
         raise UsageError("the factorial is incomplete; run --variant factorial with --resume first.")
-    table = tables(fraction(runs), tuple(FACTORS))
+    table = tables(half, tuple(FACTORS))
     parts = [as_markdown(table), _cells(runs), provenance(summaries)]
     for name, frame in (("runs", runs), ("effects", table)):
         with atomic_path(out / f"{name}.csv") as temporary:

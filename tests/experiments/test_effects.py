@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.effects import CORE, core_levels, effects, is_complete
+from experiments.effects import CORE, balanced, core_levels, effects
 from experiments.factorial import FACTORS
 from experiments.variants import find
 
@@ -46,8 +46,10 @@ def test_noise_widens_the_interval():
 
 def test_an_incomplete_design_is_refused():
     runs = design(CORE, seeds=2, noise=0.1, planted=PLANTED)
-    assert is_complete(runs, CORE, 8)
-    assert not is_complete(runs.iloc[1:], CORE, 8) and not is_complete(runs[:0], CORE, 8)
+    assert balanced(runs, CORE, 8).equals(runs)
+    rest = balanced(runs.iloc[1:], CORE, 8)  # the first cell has lost its seed 0
+    assert set(rest["seed"]) == {1} and len(rest) == 8
+    assert balanced(runs.iloc[2:], CORE, 8).empty and balanced(runs[:0], CORE, 8).empty
     with pytest.raises(ValueError, match="not an orthogonal design"):
         effects(runs.iloc[1:], CORE, "y")
 
