@@ -110,7 +110,7 @@ def publish(path: Path) -> None:
     """
     try:
         text = as_markdown(read_json(path))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"{path} holds no results of this benchmark ({error}); make them with --out.") from error
     with atomic_path(path.with_suffix(".md")) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ import torch
 from experiments import evidence
 from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus
-from experiments.errors import OutOfTime, RunError, UsageError, sentence
+from experiments.errors import Interrupted, OutOfTime, RunError, UsageError, first_line
 from experiments.experiment import run
 from experiments.files import read_json, write_json
 from experiments.flops import matmul_peak, synchronise, training_flops
@@ -174,10 +174,16 @@ def carry_out(
         try:
             run(config, corpus, out, execution, num_loops=config.model.num_loops, resume=True)
             measure(out / config.name)
-        except OutOfTime as error:
-            print(error, flush=True)
+        except Interrupted as error:
+            raise Interrupted(
+                f"interrupted in {config.name}; what is finished is kept, the same command goes on."
+            ) from error
+        except OutOfTime:
+            print(f"{config.name}: out of time, the same command goes on", flush=True)
+        except RunError as error:
+            print(f"{config.name} failed: {error}", flush=True)
         except Exception as error:  # whatever it is, the others go on
-            print(f"{config.name} failed: {sentence(error)}", flush=True)
+            print(f"{config.name} failed: {type(error).__name__}: {first_line(error)}", flush=True)
 
 
 def unfinished(plan: Plan, out: Path) -> dict[str, str]:

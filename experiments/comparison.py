@@ -222,8 +222,9 @@ def _markdown(summaries: list[dict[str, Any]], by_loop: pd.DataFrame, claims: li
         parts.append(rows_as_markdown(as_dicts(claims)))
     core = balanced(core_runs(summaries), CORE, 2 ** len(CORE))
     if not core.empty:
-        seeds = ", ".join(map(str, sorted(set(core["seed"]))))
-        head = f"Full factorial of readout, head and embeddings, seeds {seeds}:"
+        seeds = sorted(set(core["seed"]))
+        named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        head = f"Full factorial of readout, head and embeddings, {named}:"
         parts.append(f"{head}\n\n{as_markdown(tables(core, CORE))}")
     parts.append(INTERVALS + provenance(summaries))
     return "\n\n".join(parts)

@@ -2,7 +2,7 @@
 
 import torch
 
-from experiments.errors import UsageError
+from experiments.errors import UsageError, first_line
 
 
 def choose_device(name: str) -> torch.device:
@@ -17,8 +17,7 @@ def choose_device(name: str) -> torch.device:
         torch.zeros((), device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"cannot use --device {name} ({reason}); use auto or cpu.") from error
+        raise UsageError(f"cannot use --device {name} ({first_line(error)}); use auto or cpu.") from error
 
 
 def make_arithmetic_repeatable(device: torch.device) -> None:

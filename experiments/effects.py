@@ -70,7 +70,7 @@ def balanced(runs: pd.DataFrame, factors: Sequence[str], cells: int) -> pd.DataF
 
 
 def effects(runs: pd.DataFrame, factors: Sequence[str], response: str) -> pd.DataFrame:
-    """Main effects and two-factor interactions, with 95 % intervals.
+    """Main effects and interactions, of every order if the design is full and of two factors if not; 95 % intervals.
 
     Args:
         runs: one row a run; a column of level names for each factor, and `seed`. The design must be orthogonal.
@@ -85,8 +85,11 @@ def effects(runs: pd.DataFrame, factors: Sequence[str], response: str) -> pd.Dat
     """
     y = runs[response].to_numpy(dtype=float)
     signs = {f: np.array([2 * FACTORS[f].index(level) - 1 for level in runs[f]], dtype=float) for f in factors}
-    columns = dict(signs) | {
-        f"{first} x {second}": signs[first] * signs[second] for first, second in itertools.combinations(factors, 2)
+    full = runs.groupby(list(factors)).ngroups == 2 ** len(factors)
+    columns = {
+        " x ".join(names): np.prod([signs[name] for name in names], axis=0)
+        for order in range(1, 1 + (len(factors) if full else 2))
+        for names in itertools.combinations(factors, order)
     }
     matrix = np.column_stack([np.ones(len(y)), *columns.values()])
     if not np.array_equal(matrix.T @ matrix, len(y) * np.eye(matrix.shape[1])):
@@ -143,7 +146,7 @@ def publish_factorial(summaries: Sequence[dict[str, Any]], out: Path) -> str:
     """
     runs = factorial_runs(summaries)
     half = runs if runs.empty else balanced(fraction(runs), tuple(FACTORS), 2 ** (len(FACTORS) - 1))
-    if half.empty:
+    if half.empty or len(half) < len(fraction(runs)):
         raise UsageError("the factorial is incomplete; run --variant factorial with --resume first.")
     table = tables(half, tuple(FACTORS))
     parts = [as_markdown(table), _cells(runs), provenance(summaries)]

@@ -19,14 +19,17 @@ class RunError(Exception):
     """The request was fine and the run failed (NaN loss, corrupt checkpoint, interruption): exit status 1."""
 
 
+class Interrupted(RunError):
+    """The user, or the system, asked a run to stop; its state is saved."""
+
+
 class OutOfTime(RunError):
     """The time a run was given is over; its state is saved."""
 
 
-def sentence(error: Exception) -> str:
-    """One line that says what went wrong; of an error that is none of ours, with its kind."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    return text if isinstance(error, UsageError | RunError) else f"{type(error).__name__}: {text}"
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def exit_status(command: Callable[[], None]) -> int:

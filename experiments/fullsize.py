@@ -9,9 +9,11 @@ import pandas as pd
 from experiments.errors import RunError
 from experiments.evidence import INDEX, TABLES
 from experiments.files import atomic_path, read_json
+from experiments.measure.context import FAR_LOOPS
+from experiments.measure.growth import WINDOWS
+from experiments.measure.state import STATE_TOKENS
 from experiments.tables import markdown
 
-FIRST_LOOP = 5
 METHODS = (
     "constant_increment",
     "second_order",
@@ -22,15 +24,18 @@ METHODS = (
 """Predictors shown (`experiments/measure/predictors.py`), beside the norm's staying what it was."""
 
 COSTS = (
-    "Tokens and seconds of training, training tokens a second, model operations over the peak of a large matrix "
-    "product measured in the same process ({peak:.0f} TFLOP/s), mean norm of the state after the trained loops. "
-    "Meanwhile other runs were measured on the same GPU."
+    "Tokens of training; its seconds, compilation included; the median of its tokens a second; their model operations "
+    "over the peak of a large matrix product, measured when the campaign was planned ({peak:.0f} TFLOP/s); mean norm "
+    "of the state after the trained loops. A campaign measures its finished runs on the same GPU while it trains "
+    "others: speeds alone are those of the benchmark."
 )
 GROWTH = (
-    "Norms of later loops, predicted from the trained state, and run: means over held-out tokens (and seeds). An "
-    "error is |predicted - seen| / seen, averaged over loops {first} to {last}, in per cent; `no growth` predicts the "
-    "norm of the last trained loop for all of them. A dash: no prediction, since the direction has no limit or the "
-    "recurrence is not of that kind."
+    "Norms of loops {first} to {last}, predicted from the state after loop {trained} and run, in float64 on {tokens} "
+    "held-out tokens (other and fewer than those of the norms elsewhere), averaged over seeds. An error is |predicted "
+    "- seen| / seen, averaged over these loops, in per cent; `no growth` predicts the norm of loop {trained} for all "
+    "of them. The direction flow looks at the step far out once a loop, so it costs what running costs and asks "
+    "whether the recurrence depends on the direction alone; the constant increment looks once. A dash: no prediction, "
+    "since no limiting direction was found at every token, or the recurrence is not of that kind."
 )
 
 
@@ -44,8 +49,9 @@ def write_campaign(packed: Path, out: Path) -> str:
         index = read_json(packed / INDEX)
         variants = {name: documents["summary"]["variant"] for name, documents in index["runs"].items()}
         errors = growth_errors(pd.read_csv(packed / TABLES / "growth.csv"), variants)
-        texts = {"costs.md": costs(index), "growth.md": growth(errors)}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        config = next(iter(index["runs"].values()))["config"]["config"]
+        texts = {"costs.md": costs(index), "growth.md": growth(errors, config["model"]["num_loops"])}
+    except (OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise RunError(f"{packed} is no packed campaign ({error}); pack one with experiments/gpu.py.") from error
     with atomic_path(out / "growth_errors.csv") as temporary:
         errors.to_csv(temporary, index=False)
@@ -78,7 +84,7 @@ def costs(index: Mapping[str, Any]) -> str:
 
 
 def growth_errors(table: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame:
-    """A row for each variant and method: `seeds`, norms at the trained, the doubled and the last loop, and the errors.
+    """A row for each variant and method: number of seeds, norms at the trained and the last loop, and the errors.
 
     Args:
         table: `growth` of packed runs (see `experiments.measure.growth`), with the column `run`.
@@ -87,7 +93,7 @@ def growth_errors(table: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFr
     Returns:
         Columns variant, seeds, l2_norm_trained, l2_norm_last, method, mean_error, last_error; errors relative.
     """
-    table = table[table["k"] >= FIRST_LOOP].assign(variant=lambda t: t["run"].map(variants))
+    table = table.assign(variant=lambda t: t["run"].map(variants))
     still = table[table["method"] == "constant_increment"].assign(
         method="no_growth", l2_norm_predicted=lambda t: t["l2_norm_trained"]
     )
@@ -104,8 +110,8 @@ def growth_errors(table: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFr
     return found.reset_index()
 
 
-def growth(errors: pd.DataFrame) -> str:
-    """The table of errors as text, a row a variant."""
+def growth(errors: pd.DataFrame, num_loops: int) -> str:
+    """The table of errors as text, a row a variant, for models trained with `num_loops` loops."""
     methods = ["no_growth", *METHODS]
     rows = []
     for variant, group in errors.groupby("variant", sort=False):
@@ -113,8 +119,11 @@ def growth(errors: pd.DataFrame) -> str:
         first = group.iloc[0]
         norms = [f"{first['l2_norm_trained']:,.3g}", f"{first['l2_norm_last']:,.3g}"]
         rows.append([str(variant), str(first["seeds"]), *norms, *(_percent(by_method.get(m)) for m in methods)])
-    header = ["variant", "seeds", "norm, trained loops", "norm, 64 loops", *(m.replace("_", " ") for m in methods)]
-    return "\n\n".join([GROWTH.format(first=FIRST_LOOP, last=64), markdown(header, rows)])
+    header = ["variant", "seeds", f"norm, loop {num_loops}", f"norm, loop {FAR_LOOPS}"]
+    header += [method.replace("_", " ") for method in methods]
+    tokens = WINDOWS * STATE_TOKENS
+    setting = GROWTH.format(first=num_loops + 1, last=FAR_LOOPS, trained=num_loops, tokens=tokens)
+    return "\n\n".join([setting, markdown(header, rows)])
 
 
 def _percent(error: float | None) -> str:

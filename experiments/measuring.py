@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,26 +17,23 @@ from pathlib import Path
 
 import torch
 
-from experiments.corpus import TokenCorpus
+from experiments.corpus import TokenCorpus, open_prepared
 from experiments.device import make_arithmetic_repeatable
-from experiments.errors import sentence
+from experiments.errors import RunError, first_line
 from experiments.measure.suite import SUITE, Measure, measure_run
 
 AT_LAST = frozenset({"deferred", "depth", "precision"})
 """Measured when all training has ended: what takes longest, and `depth`, which is a timing."""
 
-Hand = Callable[[Path], None]
-"""Hands a finished run's folder over to be measured, and returns at once."""
-
 
 @contextmanager
 def measuring_beside(
     cache: Path, corpus: TokenCorpus, device: torch.device, deadline: float, processes: int = 1
-) -> Iterator[Hand]:
-    """Processes that measure the folders they are handed, in order; left when all are measured or time is out.
+) -> Iterator[Callable[[Path], None]]:
+    """Processes that measure the folders of finished runs, handed over by the yielded function, which returns at once.
 
-    What they had to leave is measured by the next call on the same folders. A run that cannot be measured is named,
-    and the others go on.
+    What they had to leave when time was out is measured by the next call on the same folders. A run that cannot be
+    measured is named, and the others go on.
 
     Args:
         cache: folder of prepared corpora.
@@ -47,7 +45,8 @@ def measuring_beside(
     context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
     folders: SimpleQueue[Path | None] = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // (processes + 1))
-    arguments = (folders, cache, corpus, device, threads)
+    # The corpus's folder and not its tokens, which the start of a process would wait to be read.
+    arguments = (folders, cache, corpus.folder, device, threads)
     workers = [context.Process(target=_measure_all, args=arguments, daemon=True) for _ in range(processes)]
     for worker in workers:
         worker.start()
@@ -64,25 +63,38 @@ def measuring_beside(
 
 
 def _measure_all(
-    folders: "SimpleQueue[Path | None]", cache: Path, corpus: TokenCorpus, device: torch.device, threads: int
+    folders: "SimpleQueue[Path | None]", cache: Path, prepared: Path, device: torch.device, threads: int
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides when this one ends,
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # and it ends as any other: no half-written file stays
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     make_arithmetic_repeatable(device)
-    at_once = [question for question in SUITE if AT_LAST.isdisjoint(question.tables)]
+    corpus = open_prepared(prepared)
+    at_last = [question for question in SUITE if not AT_LAST.isdisjoint(question.tables)]
+    at_once = [question for question in SUITE if question not in at_last]
     handed = []
     while (folder := folders.get()) is not None:
         _measure(folder, at_once, cache, corpus, device)
         handed.append(folder)
     for folder in handed:
-        _measure(folder, None, cache, corpus, device)
+        _measure(folder, at_last, cache, corpus, device)
+
+
+def _end_with_parent() -> None:
+    """Nobody ends this process if the one that trains is killed outright."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _measure(
-    folder: Path, questions: Sequence[Measure] | None, cache: Path, corpus: TokenCorpus, device: torch.device
+    folder: Path, questions: Sequence[Measure], cache: Path, corpus: TokenCorpus, device: torch.device
 ) -> None:
     try:
         measure_run(folder, cache, device=device, corpus=corpus, questions=questions)
+    except RunError as error:
+        print(f"{folder.name} failed: {error}", flush=True)
     except Exception as error:  # whatever it is, the other runs are measured
-        print(f"{folder.name} failed: {sentence(error)}", flush=True)
+        print(f"{folder.name} failed: {type(error).__name__}: {first_line(error)}", flush=True)

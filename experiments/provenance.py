@@ -13,14 +13,14 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
     def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
         return ", ".join(sorted({describe(session) for session in sessions}))
 
-    dates = sorted(session["date"][:10] for session in sessions)
+    dates = sorted({session["date"][:10] for session in sessions})
     return (
         f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens. "
         f"Preset {first['config']['preset']} ({first['parameters']:,} parameters in {first['variant']}), "
         f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
         f"learning rate {training['learning_rate']:g}, seeds "
         f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
-        f"Made {dates[0]} to {dates[-1]} on {all_of(_machine)}, "
+        f"Made {' to '.join(dates[:1] + dates[1:][-1:])} on {all_of(_machine)}, "
         f"{all_of(lambda s: str(s['torch_threads']))} thread(s), Python {all_of(lambda s: s['python'])}, torch "
         f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
         f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."

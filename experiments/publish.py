@@ -22,7 +22,7 @@ def main() -> None:
     from experiments.evidence import is_packed, pack, unpack
     from experiments.factorial import FACTORIAL
     from experiments.fullsize import write_campaign
-    from experiments.readme import replace_section
+    from experiments.readme import replace_section, section
     from experiments.runs import finished_summaries
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
@@ -40,16 +40,17 @@ def main() -> None:
         print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
     if not summaries:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
+    readme, name = arguments.readme or Path(__file__).resolve().parents[1] / "README.md", arguments.results.name
+    for needed in (name, f"{name}-growth") if packed else (name,):
+        section(readme.read_text(encoding="utf-8"), needed)  # before anything is written
+    texts = {f"{name}-growth": write_campaign(arguments.runs, arguments.results)} if packed else {}
     designed = all(summary["variant"] in FACTORIAL for summary in summaries)
-    text = (publish_factorial if designed else compare)(summaries, arguments.results)
-    sections = {arguments.results.name: text}
-    if packed:
-        sections[f"{arguments.results.name}-growth"] = write_campaign(arguments.runs, arguments.results)
-    else:
+    texts[name] = (publish_factorial if designed else compare)(summaries, arguments.results)
+    if not packed:
         pack([folder / summary["run"] for summary in summaries], arguments.results, missing=unfinished)
-    for name, section in sections.items():
-        replace_section(arguments.readme or Path(__file__).resolve().parents[1] / "README.md", name, section)
-        print(section)
+    for needed, text in texts.items():
+        replace_section(readme, needed, text)
+        print(text)
 
 
 if __name__ == "__main__":

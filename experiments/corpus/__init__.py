@@ -2,7 +2,7 @@
 
 from experiments.corpus.config import CorpusConfig
 from experiments.corpus.documents import Document
-from experiments.corpus.prepare import TokenCorpus, default_cache, prepare
+from experiments.corpus.prepare import TokenCorpus, default_cache, open_prepared, prepare
 from experiments.corpus.synthetic import MarkovSource
 from experiments.corpus.tokeniser import ByteTokeniser, TextTokeniser, WordTokeniser
 
@@ -15,5 +15,6 @@ __all__ = [
     "TokenCorpus",
     "WordTokeniser",
     "default_cache",
+    "open_prepared",
     "prepare",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.corpus.documents import Document, Source, document_from_text
-from experiments.errors import UsageError
+from experiments.errors import UsageError, first_line
 
 _ROWS_PER_DOCUMENT = 10_000
 _PAPER_NAMES = frozenset({"wikitext", "Salesforce/wikitext"})
@@ -69,7 +69,7 @@ def _load(data: str, name: str, config: str | None) -> Any:
     try:
         return datasets.load_dataset(name, config)
     except Exception as error:  # the library has no common base class, and lets those of its parts through
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UsageError(
             f"cannot load {data!r} ({reason}); check the name, the configuration and the network."
         ) from error

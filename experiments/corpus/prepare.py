@@ -75,14 +75,20 @@ def prepare(config: CorpusConfig, cache: Path, min_tokens: int = 2) -> TokenCorp
     key = corpus_key(config, content)
     folder = cache / key
     ensure_folder(folder, lambda empty: _fill(empty, config, content, key))
+    corpus = open_prepared(folder)
+    _check_length(config, corpus.record["tokens"], min_tokens)
+    return corpus
+
+
+def open_prepared(folder: Path) -> TokenCorpus:
+    """A corpus that `prepare` has made, from its own folder, without a look at the text."""
     record = read_json(folder / "record.json")
-    _check_length(config, record["tokens"], min_tokens)
     return TokenCorpus(
         train=np.load(folder / "train.npy", mmap_mode="r"),
         validation=np.load(folder / "validation.npy", mmap_mode="r"),
         vocab_size=record["vocab_size"],
         record=record,
-        key=key,
+        key=record["key"],
         folder=folder,
     )
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.corpus import TokenCorpus
 from experiments.environment import describe
-from experiments.errors import RunError, sentence
+from experiments.errors import RunError, first_line
 from experiments.files import atomic_path, exclusive, read_json, write_json
 from experiments.measure import (
     attribution,
@@ -90,7 +90,8 @@ def measure_run(
         if not ours:
             raise RunError(f"another process is working in {folder}; wait for it.")
         record = _kept(out, digest)
-        missing = [question for question in questions or SUITE if not _finished(out, record, question)]
+        asked = SUITE if questions is None else questions
+        missing = [question for question in asked if not _finished(out, record, question)]
         if missing:
             context = open_run(folder, cache, device or torch.device("cpu"), corpus)
             identity = {
@@ -164,7 +165,7 @@ def _measure(context: Context, questions: Sequence[Measure], out: Path, record: 
             try:
                 tables = question.measure(context)
             except (ValueError, ArithmeticError, RuntimeError) as error:
-                failed.append(f"{question.tables[0]} ({sentence(error)})")
+                failed.append(f"{question.tables[0]} ({first_line(error)})")
                 continue
             if set(tables) != set(question.tables):
                 raise ValueError(f"expected the tables {question.tables}, got {tuple(tables)}.")

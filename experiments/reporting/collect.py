@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.claims import SCHEMA, RunTables
 from experiments.claims.confounds import cell_of
 from experiments.config import RunConfig
-from experiments.errors import RunError, UsageError
+from experiments.errors import RunError, UsageError, first_line
 from experiments.files import read_json
 from experiments.measure.suite import FOLDER, RECORD, VERSION
 from experiments.runs import CONFIG, SUMMARY, read_config, read_summary
@@ -89,7 +89,7 @@ def collect(folders: Iterable[Path], measure: Measure | None) -> Collection:
             runs.append(run)
             skipped += missing
         except (RunError, UsageError, OSError, ValueError, RuntimeError) as error:
-            skipped.append(Skipped(name=folder.name, reason=_one_line(error)))
+            skipped.append(Skipped(name=folder.name, reason=first_line(error)))
     kept, others = _of_one_kind(runs)
     return Collection(runs=tuple(kept), skipped=(*skipped, *others))
 
@@ -113,7 +113,7 @@ def _read(folder: Path, measure: Measure | None) -> tuple[MeasuredRun, list[Skip
         try:
             tables[name] = _read_table(folder / FOLDER / f"{name}.csv", SCHEMA[name])
         except (RunError, OSError, ValueError) as error:
-            missing.append(Skipped(name=f"{folder.name}, table {name}", reason=_one_line(error)))
+            missing.append(Skipped(name=f"{folder.name}, table {name}", reason=first_line(error)))
     labels = (config.variant, *filter(None, [cell_of(config)]))
     measured = RunTables(
         name=folder.name, labels=labels, seed=config.seed, trained_loops=config.model.num_loops, tables=tables
@@ -158,7 +158,3 @@ def _of_one_kind(runs: list[MeasuredRun]) -> tuple[list[MeasuredRun], list[Skipp
         else:
             kept[identity] = run
     return list(kept.values()), skipped
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

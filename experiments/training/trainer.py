@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from experiments.config import RunConfig
-from experiments.errors import OutOfTime, RunError
+from experiments.errors import Interrupted, OutOfTime, RunError
 from experiments.training import checkpoint as checkpoints
 from experiments.training import snapshots
 from experiments.training.batches import Windows
@@ -158,7 +158,7 @@ def _optimise(
                 rate, norm = record["tokens_per_second"], loss.mean_l2_norm[-1].item()
                 bar.set_postfix_str(f"loss {loss.total.item():.3f}, norm {norm:.3g}, {rate:,.0f} tokens/s")
         if interrupted.is_set() or step < last:
-            why, kind = ("interrupted", RunError) if interrupted.is_set() else ("out of time", OutOfTime)
+            why, kind = ("interrupted", Interrupted) if interrupted.is_set() else ("out of time", OutOfTime)
             where = "is saved" if path.exists() else "had nothing to save"
             raise kind(
                 f"{why} at step {step} of {last} of {config.name}, which {where}; "

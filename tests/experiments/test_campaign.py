@@ -109,7 +109,7 @@ def test_training_stops_at_the_deadline_and_keeps_its_state(corpus, tmp_path, ca
     soon = replace(EXECUTION, deadline=time.monotonic() + 2.0)
     campaign.carry_out(plan, corpus, CORPUS, tmp_path, soon, handed.append)
     assert campaign.unfinished(plan, tmp_path) == {"scale_visible-0": "not trained"} and not handed
-    assert "out of time at step" in capsys.readouterr().out
+    assert "scale_visible-0: out of time, the same command goes on" in capsys.readouterr().out
     assert (tmp_path / "scale_visible-0" / "checkpoint.safetensors").exists()
 
 

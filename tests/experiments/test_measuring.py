@@ -1,38 +1,61 @@
-"""The process beside training measures what it is handed, names what it cannot measure, and ends with its time."""
+"""The processes beside training measure what they are handed, name what they cannot, and end with their time."""
 
+import multiprocessing
 import time
 
 import pytest
 import torch
 
+from experiments import measuring
 from experiments.corpus import CorpusConfig, prepare
-from experiments.measuring import measuring_beside
+from experiments.measure.suite import SUITE
+from experiments.measuring import AT_LAST, measuring_beside
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def corpus(tmp_path_factory):
+    return prepare(CorpusConfig(data="synthetic", vocab_size=256), tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="module")
-def corpus(cache):
-    return prepare(CorpusConfig(data="synthetic", vocab_size=256), cache)
+def test_every_run_is_handled_by_one_process_and_one_that_cannot_be_measured_is_named(corpus, tmp_path, capfd):
+    with measuring_beside(tmp_path, corpus, CPU, time.monotonic() + 600.0, processes=2) as measure:
+        for name in ("first", "second"):
+            measure(tmp_path / name)
+    printed = capfd.readouterr().out
+    assert printed.count("first failed: ") == printed.count("second failed: ") == 2  # at once, and at last
+    assert not multiprocessing.active_children()
 
 
-def test_a_run_that_cannot_be_measured_is_named(cache, corpus, tmp_path, capfd):
-    with measuring_beside(cache, corpus, CPU, time.monotonic() + 600.0) as measure:
+def test_they_end_at_the_deadline(corpus, tmp_path, capfd):
+    with measuring_beside(tmp_path, corpus, CPU, time.monotonic()) as measure:
         measure(tmp_path / "nothing")
-    assert "nothing failed: " in capfd.readouterr().out
-
-
-def test_it_ends_at_its_deadline(cache, corpus, tmp_path, capfd):
-    with measuring_beside(cache, corpus, CPU, time.monotonic()) as measure:
-        measure(tmp_path / "nothing")
+    assert not multiprocessing.active_children()
     assert "nothing" not in capfd.readouterr().out  # it had not even started
 
 
-def test_it_ends_with_the_training_that_fails(cache, corpus, tmp_path):
-    with pytest.raises(KeyboardInterrupt), measuring_beside(cache, corpus, CPU, time.monotonic() + 600.0):
+def test_they_end_with_training_that_fails(corpus, tmp_path):
+    with pytest.raises(KeyboardInterrupt), measuring_beside(tmp_path, corpus, CPU, time.monotonic() + 600.0):
         raise KeyboardInterrupt
+    assert not multiprocessing.active_children()
+
+
+def test_what_takes_longest_is_measured_when_all_training_has_ended(corpus, tmp_path, monkeypatch):
+    """In this process, to see the order."""
+    asked = []
+
+    def record(folder, questions, *_):
+        asked.append((folder.name, {name for question in questions for name in question.tables}))
+
+    folders = multiprocessing.get_context("spawn").SimpleQueue()
+    for item in (tmp_path / "a-0", tmp_path / "b-0", None):
+        folders.put(item)
+    monkeypatch.setattr(measuring, "_measure", record)
+    monkeypatch.setattr(measuring.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(measuring, "_end_with_parent", lambda: None)
+    measuring._measure_all(folders, tmp_path, corpus.folder, CPU, torch.get_num_threads())
+    assert [name for name, _ in asked] == ["a-0", "b-0", "a-0", "b-0"]
+    first, last = asked[0][1], asked[2][1]
+    assert AT_LAST <= last and not AT_LAST & first
+    assert first | last == {name for question in SUITE for name in question.tables}
