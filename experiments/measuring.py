@@ -1,7 +1,7 @@
-"""Measuring runs in processes of their own, while others train.
+"""Measuring runs in processes of their own: while others train on a GPU, or many of them on the cores of a CPU.
 
 Measuring launches many small kernels and leaves a GPU mostly idle; one after the other, it would take longer than the
-training of a short run.
+training of a short run. On a CPU it is made of products too small for many threads.
 """
 
 import multiprocessing
@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from experiments.corpus import TokenCorpus, open_prepared
 from experiments.device import make_arithmetic_repeatable
@@ -60,6 +62,37 @@ def measuring_beside(
         for worker in workers:
             worker.terminate()
             worker.join()
+
+
+def measure_side_by_side(folders: Sequence[Path], cache: Path, processes: int) -> None:
+    """Measure finished runs on the CPU, in processes of one thread each; a progress bar says how far it is.
+
+    What cannot be measured is left as it is: `measure_run` on the folder says why.
+
+    Args:
+        folders: of the runs.
+        cache: folder of prepared corpora.
+        processes: how many at a time.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare_process) as pool:
+        futures = [pool.submit(measure_run, folder, cache) for folder in folders]
+        bar = tqdm(total=len(futures), desc="measuring", unit="run", disable=not sys.stderr.isatty())
+        try:
+            for _ in as_completed(futures):
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            bar.close()
+
+
+def _prepare_process() -> None:
+    torch.set_num_threads(1)
+    make_arithmetic_repeatable(torch.device("cpu"))
+    if sys.stderr.isatty():
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  the bar is the parent's; this one lives as long as the process
 
 
 def _measure_all(

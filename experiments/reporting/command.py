@@ -18,7 +18,8 @@ from experiments.device import make_arithmetic_repeatable
 from experiments.environment import describe
 from experiments.errors import RunError, UsageError
 from experiments.evidence import is_packed, unpack
-from experiments.measure.suite import measure_run
+from experiments.measure.suite import measure_run, unmeasured
+from experiments.measuring import measure_side_by_side
 from experiments.reporting.collect import Collection, collect, run_folders
 from experiments.reporting.numbers import counts
 
@@ -36,6 +37,8 @@ class Arguments:
     """Folder for the report."""
     measure: bool = True
     """Measure runs that lack tables; with --no-measure only stored tables are read."""
+    processes: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
+    """Runs measured at a time, each with one thread; more disturb each other's timings (table `depth`)."""
     cache: Path = field(default_factory=default_cache)
     """Folder for prepared tokens, as in experiments/run.py."""
 
@@ -45,6 +48,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=DESCRIPTION, prog="python experiments/report.py")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
+    if arguments.processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {arguments.processes}.")
     # matplotlib keeps a cache of fonts; it belongs with ours, unless the user has said where.
     os.environ.setdefault("MPLCONFIGDIR", str(arguments.cache / "matplotlib"))
     make_arithmetic_repeatable(torch.device("cpu"))
@@ -61,9 +66,20 @@ def main() -> None:
                 measure_run(folder, cache=arguments.cache)
 
         try:
+            if arguments.measure and arguments.processes > 1:
+                waiting = [folder for folder in folders if _waits_to_be_measured(folder)]
+                if len(waiting) > 1:
+                    measure_side_by_side(waiting, arguments.cache, arguments.processes)
             report(folders, arguments.out, measure if arguments.measure else None)
         except KeyboardInterrupt as error:
             raise RunError("interrupted; the same command goes on from the measurements that are stored.") from error
+
+
+def _waits_to_be_measured(folder: Path) -> bool:
+    try:
+        return bool(unmeasured(folder))
+    except RunError:  # unfinished, or packed: said when it is read
+        return False
 
 
 def report(folders: list[Path], out: Path, measure: Callable[[Path], Any] | None) -> None:

@@ -8,8 +8,9 @@ import torch
 
 from experiments import measuring
 from experiments.corpus import CorpusConfig, prepare
-from experiments.measure.suite import SUITE
-from experiments.measuring import AT_LAST, measuring_beside
+from experiments.errors import RunError
+from experiments.measure.suite import SUITE, measure_run
+from experiments.measuring import AT_LAST, measure_side_by_side, measuring_beside
 
 CPU = torch.device("cpu")
 
@@ -59,3 +60,14 @@ def test_what_takes_longest_is_measured_when_all_training_has_ended(corpus, tmp_
     first, last = asked[0][1], asked[2][1]
     assert AT_LAST <= last and not AT_LAST & first
     assert first | last == {name for question in SUITE for name in question.tables}
+
+
+def test_side_by_side_leaves_what_cannot_be_measured(tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    measure_side_by_side(folders, tmp_path, processes=2)
+    assert not multiprocessing.active_children()
+    for folder in folders:  # and says why when it is asked
+        with pytest.raises(RunError, match="config.json"):
+            measure_run(folder, tmp_path)

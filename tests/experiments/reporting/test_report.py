@@ -143,11 +143,26 @@ def test_packed_runs_give_the_report_of_the_runs(world, tmp_path, command, capsy
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.parametrize(("processes", "lacking", "ahead"), [(3, 2, 2), (1, 2, 0), (3, 1, 0)])
+def test_runs_that_lack_tables_are_measured_side_by_side_first(
+    processes, lacking, ahead, world, tmp_path, command, monkeypatch
+):
+    runs = world.write(tmp_path / "runs", names=["scale_visible", "scale_invariant", "layernorm"], seeds=(0,))
+    waiting = sorted(runs.iterdir())[:lacking]
+    measured = []
+    monkeypatch.setattr("experiments.reporting.command.unmeasured", lambda f: ["loops"] if f in waiting else [])
+    monkeypatch.setattr("experiments.reporting.command.measure_side_by_side", lambda *given: measured.append(given))
+    monkeypatch.setattr("experiments.reporting.command.measure_run", lambda *_, **__: None)
+    assert command(runs, "-o", tmp_path / "out", "--cache", tmp_path, "--processes", processes) == 0
+    assert measured == ([(waiting, tmp_path, processes)] if ahead else [])
+
+
 def test_requests_that_are_wrong_end_with_status_2(tmp_path, command, capsys):
     (tmp_path / "file").write_text("")
     for arguments, sentence in (
         ([tmp_path], "holds no run folder"),
         ([tmp_path, "-o", tmp_path / "file"], "not a folder"),
+        ([tmp_path, "--processes", 0], "--processes must be at least 1"),
     ):
         assert command(*arguments) == 2
         printed = capsys.readouterr()
