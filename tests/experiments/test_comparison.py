@@ -4,6 +4,7 @@ import pytest
 
 from experiments.comparison import _claims, compare
 from experiments.errors import UsageError
+from experiments.provenance import provenance
 
 
 def verdict(blind, visible):
@@ -54,6 +55,7 @@ def summary(variant, seed, norm):
                 "date": "2026-01-02T03:04:05",
                 "processor": "P",
                 "torch_threads": 1,
+                "device": "cpu",
                 "python": "3.11",
                 "packages": {"torch": "2.13"},
                 "commit": "0123456789abcdef",
@@ -124,3 +126,11 @@ def test_runs_of_different_kinds_are_refused(tmp_path):
     other["config"]["training"]["steps"] = 4
     with pytest.raises(UsageError, match="cannot be compared"):
         compare([summary("scale_visible", 0, 4.0), other], tmp_path)
+
+
+def test_what_ran_on_a_gpu_names_the_gpu_and_not_its_host():
+    gpu = summary("scale_visible", 0, 1.0)
+    gpu["sessions"][0] |= {"device": "NVIDIA H200", "date": "2026-01-03T00:00:00"}
+    assert "Made 2026-01-03 on NVIDIA H200, 1 thread(s)" in provenance([gpu])
+    both = provenance([gpu, summary("scale_visible", 1, 1.0)])
+    assert "Made 2026-01-02 to 2026-01-03 on NVIDIA H200, P, " in both
