@@ -14,7 +14,7 @@ import torch
 from experiments import campaign, gpu
 from experiments.config import TRAINING_PRESETS
 from experiments.corpus import CorpusConfig, prepare
-from experiments.errors import exit_status
+from experiments.errors import Interrupted, exit_status
 from experiments.files import read_json
 from experiments.flops import forward_flops, matmul_peak, training_flops
 from experiments.measure import loops
@@ -123,6 +123,20 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(corpus, tmp_path, capsys
     assert "scale_visible-0 failed: cannot read" in capsys.readouterr().out
     lacking = campaign.unfinished(plan, tmp_path)
     assert list(lacking) == ["scale_visible-0", "scale_invariant-0"]
+
+
+def test_an_interrupt_ends_the_campaign_and_not_its_run_alone(corpus, tmp_path, monkeypatch):
+    begun = []
+
+    def interrupted(config, *_, **__):
+        begun.append(config.name)
+        raise Interrupted("interrupted at step 1")
+
+    monkeypatch.setattr(campaign, "run", interrupted)
+    plan = plan_of(("scale_visible", 0), ("scale_invariant", 0))
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        campaign.carry_out(plan, corpus, CORPUS, tmp_path, EXECUTION, lambda folder: None)
+    assert begun == ["scale_visible-0"]
 
 
 def test_arithmetic_is_counted_as_published():
