@@ -28,7 +28,7 @@ from experiments.tables import markdown  # noqa: E402
 from loopsight import audit  # noqa: E402
 from models import PRESETS, LoopedLM  # noqa: E402
 
-SEQUENCES = 2
+SEQUENCES, LENGTH = 2, 128
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="129m", choices=list(PRESETS), help="model to draw (default 129m)")
     parser.add_argument(
-        "--length", type=int, default=128, help=f"tokens of each of its {SEQUENCES} sequences (default 128)"
+        "--length", type=int, default=LENGTH, help=f"tokens of each of its {SEQUENCES} sequences (default {LENGTH})"
     )
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="of the weights (default float32)")
     parser.add_argument("--device", default="cpu", help="auto, cuda, cpu (default cpu)")
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="write the results, and their table in the README")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.publish and (arguments.device, arguments.dtype, arguments.length) != ("cpu", "float32", 128):
+    if arguments.publish and (arguments.device, arguments.dtype, arguments.length) != ("cpu", "float32", LENGTH):
         parser.error("the published table is of float32 weights, 2 x 128 tokens and the CPU; leave these options out.")
     if arguments.child:
         device = choose_device(arguments.device)

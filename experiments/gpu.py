@@ -19,8 +19,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not th
 
 from experiments.errors import exit_status  # noqa: E402
 
-MEASURING_SHARE = 0.1  # of the budget, at its end: kept for what could not be measured beside training
-
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
@@ -56,6 +54,7 @@ def main() -> None:
     began = time.monotonic()
     arguments = parser().parse_args()
     from experiments.campaign import (
+        MEASURING_SHARE,
         carry_out,
         make_plan,
         pack,
@@ -69,7 +68,7 @@ def main() -> None:
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
     from experiments.errors import UsageError
-    from experiments.measuring import measuring_beside
+    from experiments.measure.processes import measuring_beside
     from experiments.training.trainer import Execution
     from experiments.variants import select
     from models import PRESETS
@@ -89,6 +88,7 @@ def main() -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
     require_preset(arguments.preset)
     variants = list(dict.fromkeys(variant.name for name in arguments.variants for variant in select(name)))
+    deadline = began + 60.0 * arguments.minutes
     device = choose_device(arguments.device)
     make_arithmetic_repeatable(device)
     execution = Execution(
@@ -97,7 +97,7 @@ def main() -> None:
         checkpoint_every=500,
         log_every=50,
         snapshots=arguments.snapshots,
-        deadline=began + 60.0 * (1.0 - MEASURING_SHARE) * arguments.minutes,
+        deadline=deadline - MEASURING_SHARE * 60.0 * arguments.minutes,
     )
     size = PRESETS[arguments.preset]
     vocab_size = size.vocab_size if arguments.vocab_size is None else arguments.vocab_size
@@ -126,7 +126,6 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             corpus_key=corpus.key,
         )
-    deadline = began + 60.0 * arguments.minutes
     with measuring_beside(cache, corpus, device, deadline, arguments.measurers) as measure:
         carry_out(plan, corpus, corpus_config, arguments.out, execution, measure)
     results = arguments.results or arguments.out / "packed"

@@ -16,12 +16,12 @@ from experiments.errors import exit_status  # noqa: E402
 
 def main() -> None:
     """Parse the command line and carry it out."""
+    from experiments.campaign_tables import write_campaign
     from experiments.comparison import compare
     from experiments.effects import publish_factorial
     from experiments.errors import UsageError
     from experiments.evidence import is_packed, pack, unpack
     from experiments.factorial import FACTORIAL
-    from experiments.fullsize import write_campaign
     from experiments.readme import replace_section, section
     from experiments.runs import finished_summaries
 

@@ -18,8 +18,8 @@ from experiments.device import make_arithmetic_repeatable
 from experiments.environment import describe
 from experiments.errors import RunError, UsageError
 from experiments.evidence import is_packed, unpack
+from experiments.measure.processes import measure_side_by_side
 from experiments.measure.suite import measure_run, unmeasured
-from experiments.measuring import measure_side_by_side
 from experiments.reporting.collect import Collection, collect, run_folders
 from experiments.reporting.numbers import counts
 

@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 
-from experiments import measuring
 from experiments.corpus import CorpusConfig, prepare
 from experiments.errors import RunError
+from experiments.measure import processes as measuring
+from experiments.measure.processes import AT_LAST, measure_side_by_side, measuring_beside
 from experiments.measure.suite import SUITE, measure_run
-from experiments.measuring import AT_LAST, measure_side_by_side, measuring_beside
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from experiments.campaign_tables import costs, growth, growth_errors, write_campaign
 from experiments.errors import RunError
-from experiments.fullsize import costs, growth, growth_errors, write_campaign
 
 COMMITTED = Path(__file__).parents[2] / "results" / "44m"
 
