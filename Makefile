@@ -49,8 +49,10 @@ format: $(VENV)/.installed
 
 bench: run
 	$(BIN)/python benchmarks/training.py all
+	$(BIN)/python benchmarks/monitor.py --out results/benchmarks/monitor/cpu.json
 	$(BIN)/python benchmarks/monitor.py --publish
-	$(BIN)/python benchmarks/audit.py --run runs/scale_visible-0 --publish
+	$(BIN)/python benchmarks/audit.py --runs runs/scale_visible-0 --out results/benchmarks/audit/cpu.json
+	$(BIN)/python benchmarks/audit.py --publish
 	$(BIN)/python benchmarks/planted.py
 	$(BIN)/python experiments/readme.py planted results/audit/planted.md
 

@@ -1,9 +1,9 @@
-"""What an audit costs: seconds and peak memory of a 129M model with random weights, and of a run folder's checkpoint.
+"""What an audit costs and finds: models of a size with random weights, and a run folder's checkpoint.
 
-python benchmarks/audit.py                                  the 129M model; prints
-python benchmarks/audit.py --run runs/scale_invariant-0     that run as well
-python benchmarks/audit.py --publish                        writes results/benchmarks/audit.json and .md, and the README
-python benchmarks/audit.py --preset 1.4b --dtype bfloat16 --device cuda
+python benchmarks/audit.py                                            the 129M model on the CPU; prints
+python benchmarks/audit.py --runs runs/scale_visible-0 --out results/benchmarks/audit/cpu.json          that run as well
+python benchmarks/audit.py --presets 1.4b --dtype bfloat16 --device cuda --out results/benchmarks/audit/1.4b-cuda.json
+python benchmarks/audit.py --publish             results/benchmarks/audit.md and the README, of all that is stored there
 """
 
 import argparse
@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # the repository, not this folder
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
 import torch  # noqa: E402
 
+from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.device import choose_device  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.files import atomic_path, write_json  # noqa: E402
-from experiments.readme import replace_section  # noqa: E402
+from experiments.errors import RunError, exit_status  # noqa: E402
+from experiments.files import write_json  # noqa: E402
 from experiments.runs import load_batch, load_model  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from loopsight import audit  # noqa: E402
@@ -44,65 +44,82 @@ def measure(what: str, length: int, dtype: str, device: torch.device) -> dict[st
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else 2**10 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
+        "of": what if what in PRESETS else Path(what).name,
+        "random_weights": what in PRESETS,
         "parameters": model.num_parameters(),
+        "dtype": dtype,
         "loops": model.config.num_loops,
         "tokens": batch.numel(),
         "seconds": report.seconds,
         "peak_gib": peak / 2**30,
-        "blind_and_active": [direction.name for direction in report.blind_and_active],
+        "valid": report.valid,
+        "directions": [{"name": d.name, "verdict": d.verdict, "visibility": d.visibility} for d in report.directions],
+        "notes": list(report.notes),
     }
 
 
-def as_markdown(results: dict[str, dict[str, Any]], environment: dict[str, Any]) -> str:
+def as_markdown(stored: list[dict[str, Any]]) -> str:
+    """One row an audit, the smallest model first, and what they were measured on."""
+    found = [(result, run["environment"]) for run in stored for result in run["audits"]]
     rows = [
-        [name, str(r["tokens"]), str(r["loops"]), f"{r['seconds']:.0f} s", f"{r['peak_gib']:.1f} GiB"]
-        for name, r in results.items()
+        [
+            f"{r['parameters'] / 1e6:,.1f}M, {'random weights' if r['random_weights'] else r['of']}",
+            r["dtype"],
+            environment["device"],
+            str(r["tokens"]),
+            f"{r['seconds']:.0f} s",
+            f"{r['peak_gib']:.1f} GiB",
+            ", ".join(f"{d['name']} {d['verdict']}" for d in r["directions"]) if r["valid"] else "invalid",
+        ]
+        for r, environment in sorted(found, key=lambda pair: pair[0]["parameters"])
     ]
-    provenance = (
-        f"{environment['date'][:10]}, {environment['processor']}, {environment['torch_threads']} threads, "
-        f"torch {environment['packages']['torch']}, seed 0; memory of the whole process, model included."
+    machines = {
+        f"{e['device']}: {e['date'][:10]}, {e['processor']}, {e['torch_threads']} threads, "
+        f"torch {e['packages']['torch']}"
+        for _, e in found
+    }
+    setting = (
+        f"{found[0][0]['loops']} loops, seed 0. Memory: of the whole process on a CPU, what torch allocated on a GPU; "
+        f"the model included. {'; '.join(sorted(machines))}."
     )
-    return markdown(["audit of", "tokens", "loops", "time", "peak memory"], rows) + "\n\n" + provenance
+    header = ["audit of", "weights", "on", "tokens", "time", "peak memory", "verdicts"]
+    return markdown(header, rows) + "\n\n" + setting
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="129m", choices=list(PRESETS), help="model to draw (default 129m)")
     parser.add_argument(
-        "--length", type=int, default=LENGTH, help=f"tokens of each of its {SEQUENCES} sequences (default {LENGTH})"
+        "--presets", nargs="*", default=["129m"], choices=list(PRESETS), help="models to draw (default 129m)"
+    )
+    parser.add_argument(
+        "--length", type=int, default=LENGTH, help=f"tokens of each of their {SEQUENCES} sequences (default {LENGTH})"
     )
     parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="of the weights (default float32)")
     parser.add_argument("--device", default="cpu", help="auto, cuda, cpu (default cpu)")
-    parser.add_argument("--run", type=Path, help="a run folder to audit as well")
-    parser.add_argument("--publish", action="store_true", help="write the results, and their table in the README")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="run folders to audit as well")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--publish", action="store_true", help="measure nothing; write the table of what is stored")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.publish and (arguments.device, arguments.dtype, arguments.length) != ("cpu", "float32", LENGTH):
-        parser.error("the published table is of float32 weights, 2 x 128 tokens and the CPU; leave these options out.")
+    if arguments.publish:
+        publish("audit", sorted((FOLDER / "audit").glob("*.json")), as_markdown)
+        return
+    device = choose_device(arguments.device)
     if arguments.child:
-        device = choose_device(arguments.device)
         print(json.dumps(measure(arguments.child, arguments.length, arguments.dtype, device)))
         return
-    results = {}
-    for what in (arguments.preset, *filter(None, [arguments.run])):
+    results = []
+    for what in (*arguments.presets, *arguments.runs):
         done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--child", str(what)],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, __file__, *sys.argv[1:], "--child", what], stdout=subprocess.PIPE, text=True, check=False
         )
-        result = json.loads(done.stdout)
-        kind = "random weights" if what in PRESETS else "trained"
-        results[f"{result['parameters'] / 1e6:.1f}M, {kind}"] = result
-        print(what, result, flush=True)
-    if arguments.publish:
-        folder, environment = ROOT / "results" / "benchmarks", describe(torch.device("cpu"))
-        write_json(folder / "audit.json", {"audits": results, "environment": environment})
-        text = as_markdown(results, environment)
-        with atomic_path(folder / "audit.md") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-        replace_section(ROOT / "README.md", "audit", text)
+        if done.returncode:
+            raise RunError(f"the audit of {what} ended with exit status {done.returncode}; what it said stands above.")
+        results.append(json.loads(done.stdout))
+        print(results[-1], flush=True)
+        if arguments.out:
+            write_json(arguments.out, {"audits": results, "environment": describe(device)})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

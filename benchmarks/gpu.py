@@ -1,7 +1,7 @@
 """Training speed and memory at full size on a GPU: ours against the plain implementation, interleaved in one process.
 
 python benchmarks/gpu.py --preset 44m --out results/44m/speed.json
-python benchmarks/gpu.py --publish results/44m/speed.json                   (anywhere: its table, also in the README)
+python benchmarks/gpu.py --publish results/*/speed.json              results/benchmarks/gpu.md and the README, anywhere
 python benchmarks/gpu.py --preset tiny --device cpu --rounds 3 --out /tmp/speed.json     (dry run)
 
 Utilisation is model FLOPs (attention counted full) a second over the peak of a large matrix product in this process.
@@ -15,22 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # the repository, not this folder
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
 import torch  # noqa: E402
 
-from benchmarks.sides import READOUTS, SIDES, batches, make_step, spread  # noqa: E402
+from benchmarks.sides import READOUTS, SIDES, WARM_UP, batches, make_step, spread  # noqa: E402
+from benchmarks.stored import publish  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import UsageError, exit_status  # noqa: E402
-from experiments.files import atomic_path, read_json, write_json  # noqa: E402
+from experiments.errors import exit_status  # noqa: E402
+from experiments.files import write_json  # noqa: E402
 from experiments.flops import matmul_peak, synchronise, training_flops  # noqa: E402
-from experiments.readme import replace_section  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from models import PRESETS, Supervision  # noqa: E402
-
-WARM_UP = 3
 
 
 def compare(
@@ -73,48 +70,34 @@ def peak_memory(side: str, preset: str, batch_size: int, device: torch.device, c
     return torch.cuda.max_memory_allocated(device) - held
 
 
-def as_markdown(results: dict[str, Any]) -> str:
+def as_markdown(stored: list[dict[str, Any]]) -> str:
     """Speed, utilisation and memory, ours against plain, and what they were measured on."""
-    rows = []
-    for run in results["runs"]:
-        ratio, speed, share = run["ratio"], run["tokens_per_second"], run["utilisation"]
-        rows.append(
-            [
-                f"training speed, batch {run['batch_size']}, {run['readout']} readout",
-                f"{ratio['median']:.2f} ({ratio['low_10']:.2f} to {ratio['high_90']:.2f})",
-                f"{speed['ours']:,.0f} against {speed['plain']:,.0f} tokens/s; "
-                f"{100 * share['ours']:.0f} % against {100 * share['plain']:.0f} % of the peak",
-            ]
+    rows, settings = [], []
+    for results in stored:
+        preset = results["preset"]
+        for run in results["runs"]:
+            ratio, speed, share = run["ratio"], run["tokens_per_second"], run["utilisation"]
+            rows.append(
+                [
+                    f"training speed, {preset}, batch {run['batch_size']}, {run['readout']} readout",
+                    f"{ratio['median']:.2f} ({ratio['low_10']:.2f} to {ratio['high_90']:.2f})",
+                    f"{speed['ours']:,.0f} against {speed['plain']:,.0f} tokens/s; "
+                    f"{100 * share['ours']:.0f} % against {100 * share['plain']:.0f} % of the peak",
+                ]
+            )
+        for batch_size, memory in results.get("memory_bytes", {}).items():
+            sides = f"{memory['ours'] / 1e9:.1f} against {memory['plain'] / 1e9:.1f} GB"
+            what = f"memory above parameters and optimiser, {preset}, batch {batch_size}, rmsnorm readout"
+            rows.append([what, f"{memory['ours'] / memory['plain']:.2f}", sides])
+        environment, rounds = results["environment"], results["runs"][0]["ratio"]["rounds"]
+        difference = max(run["largest_relative_loss_difference"] for run in results["runs"])
+        settings.append(
+            f"{preset}: 10 to 90 % of {rounds} pairs, {environment['date'][:10]}, {environment['device']}, torch "
+            f"{environment['packages']['torch']}, peak {results['matmul_peak'] / 1e12:.0f} TFLOP/s, the two sides' "
+            f"losses agree to {difference:.0e}."
         )
-    for batch_size, memory in results.get("memory_bytes", {}).items():
-        sides = f"{memory['ours'] / 1e9:.1f} against {memory['plain'] / 1e9:.1f} GB"
-        what = f"memory above parameters and optimiser, batch {batch_size}, rmsnorm readout"
-        rows.append([what, f"{memory['ours'] / memory['plain']:.2f}", sides])
-    environment, rounds = results["environment"], results["runs"][0]["ratio"]["rounds"]
-    difference = max(run["largest_relative_loss_difference"] for run in results["runs"])
-    peak, versions = results["matmul_peak"] / 1e12, environment["packages"]
-    setting = (
-        f"{results['preset']} preset, 10 to 90 % of {rounds} pairs, bfloat16 products on both sides, ours with its "
-        f"loop body compiled, plain eager; peak {peak:.0f} TFLOP/s. {environment['date'][:10]}, "
-        f"{environment['device']}, torch {versions['torch']}, random tokens, seed 0; the two sides' losses agree to "
-        f"{difference:.0e}."
-    )
-    return "\n\n".join([markdown(["what", "ours against plain", ""], rows), setting])
-
-
-def publish(path: Path) -> None:
-    """Write the table of stored results beside them, and into the README.
-
-    Raises:
-        UsageError: the file does not hold such results.
-    """
-    try:
-        text = as_markdown(read_json(path))
-    except (OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
-        raise UsageError(f"{path} holds no results of this benchmark ({error}); make them with --out.") from error
-    with atomic_path(path.with_suffix(".md")) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    replace_section(ROOT / "README.md", "gpu", text)
+    setting = "Bfloat16 products on both sides, ours with its loop body compiled, plain eager; random tokens, seed 0."
+    return "\n\n".join([markdown(["what", "ours against plain", ""], rows), " ".join([setting, *settings])])
 
 
 def main() -> None:
@@ -125,10 +108,10 @@ def main() -> None:
     options.add_argument("--device", default="auto", help="auto, cuda, cpu (default auto)")
     what = options.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="JSON file to write")
-    what.add_argument("--publish", type=Path, help="JSON file of earlier results; nothing is measured")
+    what.add_argument("--publish", type=Path, nargs="+", help="files of earlier results; nothing is measured")
     arguments = options.parse_args()
     if arguments.publish:
-        publish(arguments.publish)
+        publish("gpu", arguments.publish, as_markdown)
         return
     device = choose_device(arguments.device)
     make_arithmetic_repeatable(device)

@@ -1,7 +1,8 @@
-"""What the monitor costs: training steps of the cpu preset without it, between two samples, and with a sample.
+"""What the monitor costs: training steps without it, between two samples, and with a sample.
 
-python benchmarks/monitor.py                 all three in one process, in turns; prints the ratios
-python benchmarks/monitor.py --publish       and writes results/benchmarks/monitor.json and .md, and the README
+python benchmarks/monitor.py --out results/benchmarks/monitor/cpu.json         all three in one process, in turns
+python benchmarks/monitor.py --preset 44m --device cuda --rounds 20 --out results/benchmarks/monitor/44m-cuda.json
+python benchmarks/monitor.py --publish        results/benchmarks/monitor.md and the README, of all that is stored there
 """
 
 import argparse
@@ -12,24 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # the repository, not this folder
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from benchmarks.sides import batches, make_step  # noqa: E402
-from benchmarks.training import WARM_UP, spread  # noqa: E402
+from benchmarks.sides import WARM_UP, batches, make_step, spread  # noqa: E402
+from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
+from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.files import atomic_path, write_json  # noqa: E402
-from experiments.readme import replace_section  # noqa: E402
+from experiments.errors import exit_status  # noqa: E402
+from experiments.files import write_json  # noqa: E402
+from experiments.flops import synchronise  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from loopsight.monitor import LoopMonitor  # noqa: E402
-from models import LoopedLM  # noqa: E402
+from models import PRESETS, LoopedLM  # noqa: E402
 
 EVERY = 50
-PRESET = TRAINING_PRESETS["cpu"]
 NEVER = 10**9
 SIDES = {"bare": None, "idle": NEVER, "sampled": 1}  # optimiser steps from one sample to the next
 
@@ -44,29 +45,33 @@ def monitored(every: int, records: list[dict[str, Any]]) -> Callable[[nn.Module,
     return attach
 
 
-def overhead(rounds: int) -> dict[str, Any]:
+def overhead(preset: str, rounds: int, device: torch.device) -> dict[str, Any]:
     """Seconds of a step on each side, on the same batches and in changing order, as ratios to the bare step's.
 
     The ratio of training is that of 49 steps between samples and one with a sample, in every round anew: a median over
     single steps would leave the samples out.
     """
-    torch.set_flush_denormal(True)
+    make_arithmetic_repeatable(device)
     records: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     steps = {
-        side: make_step("ours", "cpu", "rmsnorm", attach=None if every is None else monitored(every, records[side]))
+        side: make_step(
+            "ours", preset, "rmsnorm", device=device, attach=None if every is None else monitored(every, records[side])
+        )
         for side, every in SIDES.items()
     }
     ratios: dict[str, list[float]] = {"idle": [], "sampled": [], "training": []}
     bare: list[float] = []
-    source, order = batches("cpu", PRESET.batch_size), list(SIDES)
+    source, order = batches(preset, TRAINING_PRESETS[preset].batch_size, device), list(SIDES)
     losses: dict[str, float] = {}
     for index in range(WARM_UP + rounds):
         batch = next(source)
         order = order[1:] + order[:1] if index % 2 else order[::-1]
         seconds = {}
         for side in order:
+            synchronise(device)
             began = time.perf_counter()
             losses[side] = steps[side](*batch)
+            synchronise(device)
             seconds[side] = time.perf_counter() - began
         if index >= WARM_UP:
             bare.append(seconds["bare"])
@@ -75,6 +80,7 @@ def overhead(rounds: int) -> dict[str, Any]:
             ratios["sampled"].append(seconds["sampled"] / seconds["bare"])
             ratios["training"].append(training / seconds["bare"])
     return {
+        "preset": preset,
         "every": EVERY,
         "ratio": {name: spread(values) for name, values in ratios.items()},
         "samples": {side: len([r for r in kept if r["event"] == "sample"]) for side, kept in records.items()},
@@ -83,43 +89,43 @@ def overhead(rounds: int) -> dict[str, Any]:
     }
 
 
-def publish(result: dict[str, Any]) -> None:
-    folder = ROOT / "results" / "benchmarks"
-    write_json(folder / "monitor.json", result)
-    with atomic_path(folder / "monitor.md") as temporary:
-        temporary.write_text(as_markdown(result) + "\n", encoding="utf-8")
-    replace_section(ROOT / "README.md", "monitor", as_markdown(result))
-
-
-def as_markdown(result: dict[str, Any]) -> str:
-    names = {
-        "training": f"training, one sample every {result['every']} steps",
-        "idle": "a step between two samples",
-        "sampled": "a step with a sample",
-    }
+def as_markdown(stored: list[dict[str, Any]]) -> str:
+    """One row a size and device."""
     rows = []
-    for key, name in names.items():
-        ratio = result["ratio"][key]
-        rows.append([name, f"{ratio['median']:.3f} ({ratio['low_10']:.3f} to {ratio['high_90']:.3f})"])
-    environment = result["environment"]
-    provenance = (
-        f"cpu preset, rmsnorm readout, 10 to 90 % of {result['ratio']['training']['rounds']} rounds; "
-        f"{environment['date'][:10]}, {environment['processor']}, {environment['torch_threads']} threads, "
-        f"torch {environment['packages']['torch']}, random tokens, seed 0."
+    for result in stored:
+        cells = [
+            f"{ratio['median']:.3f} ({ratio['low_10']:.3f} to {ratio['high_90']:.3f})"
+            for ratio in (result["ratio"][key] for key in ("training", "idle", "sampled"))
+        ]
+        environment, rounds = result["environment"], result["ratio"]["training"]["rounds"]
+        machine = environment["processor"] if environment["device"] == "cpu" else environment["device"]
+        where = f"{result['preset']}, {machine}, {environment['date'][:10]}, torch {environment['packages']['torch']}"
+        rows.append([where, *cells, str(rounds), f"{result['median_bare_milliseconds']:,.0f} ms"])
+    every = stored[0]["every"]
+    header = ["training of", f"one sample every {every} steps", "between samples", "with a sample", "rounds", "a step"]
+    setting = (
+        "Time with the monitor over time without, 10 to 90 % of the rounds; rmsnorm readout, random tokens, seed 0"
     )
-    return markdown(["what", "time with the monitor / without"], rows) + "\n\n" + provenance
+    return markdown(header, rows) + f"\n\n{setting}."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cpu", choices=list(PRESETS), help="size (default cpu)")
+    parser.add_argument("--device", default="cpu", help="auto, cuda, cpu (default cpu)")
     parser.add_argument("--rounds", type=int, default=100, help="rounds of three steps (default 100)")
-    parser.add_argument("--publish", action="store_true", help="write the results")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--publish", action="store_true", help="measure nothing; write the table of what is stored")
     arguments = parser.parse_args()
-    result = overhead(arguments.rounds)
-    print(result)
     if arguments.publish:
-        publish(result | {"environment": describe(torch.device("cpu"))})
+        publish("monitor", sorted((FOLDER / "monitor").glob("*.json")), as_markdown)
+        return
+    device = choose_device(arguments.device)
+    result = overhead(arguments.preset, arguments.rounds, device)
+    print(result)
+    if arguments.out:
+        write_json(arguments.out, result | {"environment": describe(device)})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

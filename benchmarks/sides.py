@@ -14,6 +14,7 @@ from models import PRESETS, LoopedLM, ReadoutConfig, Supervision, looped_loss
 CPU = torch.device("cpu")
 READOUTS = {"rmsnorm": ReadoutConfig(kind="rmsnorm"), "raw": ReadoutConfig(kind="raw", gain=False)}
 SIDES = ("plain", "ours")
+WARM_UP = 3  # steps before anything is timed
 
 
 def make_step(

@@ -3,7 +3,7 @@
 python benchmarks/training.py speed     both sides in one process, alternating, subnormals flushed on both
 python benchmarks/training.py start     the first steps from N(0, 1), ours against plain without flushing
 python benchmarks/training.py memory    peak memory above parameters and optimiser, a process a side
-python benchmarks/training.py all       all three; writes results/benchmarks/training.json
+python benchmarks/training.py all       all three; writes results/benchmarks/training.json and .md, and the README
 """
 
 import argparse
@@ -16,19 +16,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # the repository, not this folder
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
 import torch  # noqa: E402
 
-from benchmarks.sides import SIDES, batches, make_step, spread  # noqa: E402
+from benchmarks.sides import SIDES, WARM_UP, batches, make_step, spread  # noqa: E402
+from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.files import atomic_path, write_json  # noqa: E402
-from experiments.readme import replace_section  # noqa: E402
+from experiments.files import write_json  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 
-WARM_UP = 3
 PRESET = TRAINING_PRESETS["cpu"]
 
 
@@ -148,21 +146,14 @@ def main() -> None:
     chosen = measures if arguments.what == "all" else {arguments.what: measures[arguments.what]}
     results = {name: measure() for name, measure in chosen.items()}
     if arguments.what == "all":
-        publish(results | {"environment": describe(torch.device("cpu"))})
+        path = FOLDER / "training.json"
+        write_json(path, results | {"environment": describe(torch.device("cpu"))})
+        publish("training", [path], as_markdown)
 
 
-def publish(results: dict[str, Any]) -> None:
-    """Store the numbers, and their table in the README."""
-    folder = ROOT / "results" / "benchmarks"
-    write_json(folder / "training.json", results)
-    text = as_markdown(results)
-    with atomic_path(folder / "training.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    replace_section(ROOT / "README.md", "benchmarks", text)
-
-
-def as_markdown(results: dict[str, Any]) -> str:
+def as_markdown(stored: list[dict[str, Any]]) -> str:
     """The table of all three measures."""
+    (results,) = stored
     rows = []
     for readout, result in results["speed"].items():
         ratio = result["ratio"]

@@ -56,7 +56,19 @@ def sampled(model: Looped, h_0: Tensor) -> tuple[dict, list[Tensor]]:
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), torch.arange(10) % VOCAB)
+    return F.cross_entropy(logits.flatten(0, 1), torch.arange(10, device=logits.device) % VOCAB)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_logs_the_same(h_0):
+    torch.manual_seed(0)
+    model = Looped()
+    here, there = sampled(model, h_0)[0], sampled(model.cuda(), h_0.detach().cuda())[0]
+    for name in ("mean_l2_norm", "max_l2_norm", "max_abs"):
+        assert there[name] == pytest.approx(here[name], rel=1e-5)
+    for name in ("relative_radial_increment", "drive"):
+        assert there[name][1:] == pytest.approx(here[name][1:], rel=1e-3)
+    assert there["total_radial_gradient_fraction"] == pytest.approx(here["total_radial_gradient_fraction"], abs=1e-6)
 
 
 @pytest.mark.parametrize("readout", ["blind", "raw"])

@@ -78,8 +78,17 @@ def test_the_verdicts_do_not_depend_on_compilation(report, make_model, tokens):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_verdicts_do_not_depend_on_the_device(report, make_model, tokens):
-    assert verdicts(audit(make_model().cuda(), tokens.cuda())) == verdicts(report)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_verdicts_do_not_depend_on_the_device(report, make_model, tokens, dtype, compiled):
+    model = make_model().to("cuda", dtype)
+    if compiled:
+        model.step = torch.compile(model.step)
+    on_gpu = audit(model, tokens.cuda())
+    assert on_gpu.valid and on_gpu.device == "cuda:0" and verdicts(on_gpu) == verdicts(report)
+    assert on_gpu.directions[0].visibility < 1e-12
+    seen = audit(make_model(normed=False).to("cuda", dtype), tokens.cuda())
+    assert seen.valid and not seen.blind
 
 
 def test_the_model_is_left_as_it_was(make_model, tokens):
