@@ -3,13 +3,16 @@
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainLoopedLM, plain_loss
-from experiments.training.trainer import autocast
-from models import PRESETS, LoopedLM, ReadoutConfig, Supervision, looped_loss
+from experiments.config import TRAINING_PRESETS
+from experiments.device import autocast
+from experiments.training.gradients import Gradients, gradients_of
+from models import PRESETS, LoopedLM, ReadoutConfig, Supervision
 
 CPU = torch.device("cpu")
 READOUTS = {"rmsnorm": ReadoutConfig(kind="rmsnorm"), "raw": ReadoutConfig(kind="raw", gain=False)}
@@ -38,30 +41,36 @@ def make_step(
     ours.recompute = recompute
     model = (ours if side == "ours" else PlainLoopedLM(ours)).to(device)
     del ours
-    if compiled and isinstance(model, LoopedLM):
-        model.step = torch.compile(model.step)  # type: ignore[method-assign]
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=side == "ours" or None)
     if attach is not None:
         attach(model, optimiser)
-
-    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
-        if isinstance(model, PlainLoopedLM):
-            return plain_loss(model, tokens, targets)
-        return looped_loss(model, tokens, targets, Supervision(placement="per_loop")).total
+    if isinstance(model, PlainLoopedLM):
+        loss_of = partial(_plain_gradients, model)
+    else:
+        training = replace(TRAINING_PRESETS[preset], micro_batches=micro_batches, recompute=recompute)
+        loss_of = _our_gradients(gradients_of(model, training, Supervision(placement="per_loop"), compiled=compiled))
 
     def step(tokens: Tensor, targets: Tensor) -> float:
-        total = 0.0
-        for x, y in zip(tokens.chunk(micro_batches), targets.chunk(micro_batches), strict=True):
-            with autocast(device):
-                loss = loss_of(x, y) / micro_batches
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss = loss_of(tokens, targets).item()
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        return total
+        if not compiled:  # a recorded graph writes into the gradients that it has
+            optimiser.zero_grad(set_to_none=True)
+        return loss
 
     return step
+
+
+def _plain_gradients(model: PlainLoopedLM, tokens: Tensor, targets: Tensor) -> Tensor:
+    with autocast(tokens.device):
+        loss = plain_loss(model, tokens, targets)
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    return loss
+
+
+def _our_gradients(gradients: Gradients) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda tokens, targets: gradients(tokens, targets)[0].total
 
 
 def batches(preset: str, batch_size: int, device: torch.device = CPU) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments import evidence
 from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus
@@ -21,6 +19,7 @@ from experiments.files import read_json, write_json
 from experiments.flops import matmul_peak, synchronise, training_flops
 from experiments.measure.suite import unmeasured
 from experiments.runs import read_summary
+from experiments.training.gradients import gradients_of
 from experiments.training.optimiser import build_optimisers
 from experiments.training.trainer import Execution, build_model, training_step, training_windows
 
@@ -105,15 +104,14 @@ def make_plan(
 def measured_rate(config: RunConfig, corpus: TokenCorpus, execution: Execution) -> float:
     """Training tokens a second of one run's configuration on this machine, after warming up."""
     model = build_model(config, execution.device).train()
-    if execution.compile:
-        model.step = torch.compile(model.step)  # type: ignore[method-assign]
+    gradients = gradients_of(model, config.training, config.supervision, compiled=execution.compile)
     optimisers = build_optimisers(model, config.training)
     windows = training_windows(config, corpus.train, execution.device)
     for step in range(WARM_UP + TIMED):
         if step == WARM_UP:
             synchronise(execution.device)
             start = time.perf_counter()
-        training_step(config, model, optimisers, windows, step)
+        training_step(config, gradients, optimisers, windows, step)
     synchronise(execution.device)
     return TIMED * config.training.batch_size * config.model.context / (time.perf_counter() - start)
 

@@ -1,5 +1,7 @@
 """Where a command computes, and how repeatably."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from experiments.errors import UsageError, first_line
@@ -27,3 +29,8 @@ def make_arithmetic_repeatable(device: torch.device) -> None:
     torch.set_flush_denormal(True)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 matrix products on CUDA; nothing on CPU, where they are slower than float32."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()

@@ -7,7 +7,9 @@ one raises. Use it to train; measure with plain cross-entropy.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -79,6 +81,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         row_weights: Tensor,
         chunk_rows: int,
         differentiate: bool,
+        fused: bool,
     ) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled(features.device.type):
             matmul_dtype = torch.get_autocast_dtype(features.device.type)
@@ -90,21 +93,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head_cast = head.to(matmul_dtype)
         grad_features = torch.empty_like(features) if differentiate else None
         grad_head = torch.zeros_like(head, dtype=compute_dtype) if differentiate else None
+        of_logits = _compiled_cross_entropy() if fused else _cross_entropy
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, len(features), chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                x, target, weight = features[rows].to(matmul_dtype), targets[rows, None], weights[rows, None]
-                z = (x @ head_cast.T).to(compute_dtype)
-                true_logit = z.gather(1, target)
-                largest = z.amax(1, keepdim=True)
-                # The softmax kernel: on CPU a separate exp_ falls into a subnormal path many times slower. The
-                # log-partition then comes from the largest probability, which is at least 1 / vocab.
-                p = torch.softmax(z, 1, out=z)
-                row_losses[rows] = (largest - p.amax(1, keepdim=True).log() - true_logit).squeeze(1)
+                x, weight = features[rows].to(matmul_dtype), weights[rows, None]
+                row_losses[rows], grad_logits = of_logits(x @ head_cast.T, targets[rows, None])
                 if grad_features is not None and grad_head is not None:
-                    # dCE/dz = p - onehot; the row weights multiply the narrow matrices, not the wide one.
-                    p.scatter_add_(1, target, p.new_full((), -1.0).expand_as(target))
-                    grad_logits = p.to(matmul_dtype)
+                    # The row weights multiply the narrow matrices, not the wide one.
                     grad_features[rows] = (grad_logits @ head_cast) * weight
                     x_weighted = (x * weight).to(matmul_dtype)
                     if compute_dtype == matmul_dtype:
@@ -125,7 +121,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             )
         grad_features, grad_head = ctx.saved_tensors
         scale = grad_total.to(grad_features.dtype)
-        return grad_features * scale, (grad_head * grad_total).to(ctx.head_dtype), None, None, None, None
+        return grad_features * scale, (grad_head * grad_total).to(ctx.head_dtype), None, None, None, None, None
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's cross-entropy, and its gradient softmax - onehot in the logits' memory and dtype."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    true_logit = z.gather(1, target)
+    largest = z.amax(1, keepdim=True)
+    # The softmax kernel: on CPU a separate exp_ falls into a subnormal path many times slower. The log-partition then
+    # comes from the largest probability, which is at least 1 / vocab.
+    p = torch.softmax(z, 1, out=z)
+    losses = largest - p.amax(1, keepdim=True).log() - true_logit
+    p.scatter_add_(1, target, p.new_full((), -1.0).expand_as(target))
+    return losses.squeeze(1), p.to(logits.dtype)
+
+
+def _cross_entropy_to_compile(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, written so that a compiler makes one kernel of it, which reads the logits in their own dtype."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_partition = torch.logsumexp(z, 1, keepdim=True)
+    onehot = (torch.arange(z.shape[1], device=z.device) == target).to(z.dtype)
+    losses = log_partition - z.gather(1, target)
+    return losses.squeeze(1), (torch.exp(z - log_partition) - onehot).to(logits.dtype)
+
+
+@cache
+def _compiled_cross_entropy() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(_cross_entropy_to_compile, dynamic=False)
 
 
 def default_chunk_rows(device: torch.device) -> int:
@@ -139,6 +162,7 @@ def chunked_cross_entropy(
     targets: Int[Tensor, " rows"],
     row_weights: Float[Tensor, " rows"],
     chunk_rows: int | None = None,
+    fused: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " rows"]]:
     """sum_i row_weights_i * CE(head @ features_i, targets_i), and each row's own CE (detached), in nats.
 
@@ -151,13 +175,14 @@ def chunked_cross_entropy(
         targets: ids in [0, vocab), int64.
         row_weights: weight of each row's cross-entropy.
         chunk_rows: rows of logits in memory at a time.
+        fused: one compiled kernel for softmax, loss and its gradient, the same up to rounding; for GPUs.
     """
     chunk = default_chunk_rows(features.device) if chunk_rows is None else chunk_rows
     if chunk < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
     # Inside `forward` grad mode is always off, and needs_input_grad ignores it.
     differentiate = torch.is_grad_enabled() and (features.requires_grad or head.requires_grad)
-    return _ChunkedCrossEntropy.apply(features, head, targets, row_weights, chunk, differentiate)
+    return _ChunkedCrossEntropy.apply(features, head, targets, row_weights, chunk, differentiate, fused)
 
 
 def looped_loss(
@@ -166,6 +191,8 @@ def looped_loss(
     targets: Int[Tensor, "batch time"],
     supervision: Supervision,
     num_loops: int | None = None,
+    *,
+    fused: bool = False,
 ) -> Loss:
     """Loss of one batch: sum_k w_k CE_k + lambda mean_k mean(h_k^2), k = 1..K (arXiv 2606.24898, section 4).
 
@@ -175,6 +202,7 @@ def looped_loss(
         targets: the next tokens, (batch, time), int64.
         supervision: where the loss is placed.
         num_loops: K, at least 1; the trained count when not given.
+        fused: as in `chunked_cross_entropy`.
     """
     states = model(tokens, num_loops)[1:]
     num_loops = len(states)
@@ -186,7 +214,11 @@ def looped_loss(
     # Filled on the device, and below copied row by row: a list copied to a GPU, or used as an index, waits for it.
     row_weights = torch.cat([features.new_full((rows,), weights[k] / rows, dtype=dtype) for k in supervised])
     total, row_losses = chunked_cross_entropy(
-        features.flatten(0, 1), model.head_weight, targets.flatten().repeat(len(supervised)), row_weights
+        features.flatten(0, 1),
+        model.head_weight,
+        targets.flatten().repeat(len(supervised)),
+        row_weights,
+        fused=fused,
     )
     cross_entropy = torch.full((num_loops,), torch.nan, device=tokens.device, dtype=row_losses.dtype)
     for k, mean in zip(supervised, row_losses.view(len(supervised), rows).mean(1), strict=True):

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from experiments.device import autocast
 from experiments.measure.context import Context
 from experiments.measure.forward import EVALUATION_BATCH, decode
 from experiments.measure.statistics import bootstrap_interval
-from experiments.training.trainer import autocast
 from loopsight import unroll
 from models import LoopedLM
 

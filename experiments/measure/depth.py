@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.device import autocast
 from experiments.measure.context import Context
 from experiments.measure.loops import measure as measure_loops
-from experiments.training.trainer import autocast
 
 TIMED_WINDOWS = 4
 ROUNDS = 15

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from experiments.training.trainer import autocast
+from experiments.device import autocast
 from models import LoopedLM
 from models.losses import default_chunk_rows
 

@@ -4,7 +4,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from experiments.errors import Interrupted, OutOfTime, RunError
 from experiments.training import checkpoint as checkpoints
 from experiments.training import snapshots
 from experiments.training.batches import Windows
+from experiments.training.gradients import Gradients, gradients_of, release
 from experiments.training.interrupt import deferred_interrupt
 from experiments.training.metrics import MetricsLog
 from experiments.training.optimiser import build_optimisers, learning_rate
-from models import LoopedLM, Loss, looped_loss
+from models import LoopedLM, Loss
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -34,7 +34,8 @@ class Execution:
 
     Attributes:
         device: where it runs.
-        compile: compile the loop body once; pays on GPUs and on CPU runs of many minutes.
+        compile: compile the loop body once, and on a GPU more than that (`gradients_of`); pays on GPUs and on CPU runs
+            of many minutes.
         checkpoint_every: optimiser steps between checkpoints.
         log_every: optimiser steps between records of the training curve.
         snapshots: how many times the weights are kept, beside those at the start.
@@ -86,16 +87,14 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
     if done >= config.training.steps:
         return model
     windows = training_windows(config, tokens, execution.device)
-    if execution.compile:
-        model.step = torch.compile(model.step)  # type: ignore[method-assign]
+    gradients = gradients_of(model, config.training, config.supervision, compiled=execution.compile)
     metrics = MetricsLog(folder, done)
     model.train()
     try:
-        _optimise(config, model, optimisers, windows, metrics, folder, execution, done)
+        _optimise(config, model, gradients, optimisers, windows, metrics, folder, execution, done)
     finally:
         metrics.close()
-        # The compiled step is bound to this model in this dtype: a copy made to measure in float64 must not carry it.
-        vars(model).pop("step", None)
+        release(model)
     return model
 
 
@@ -112,6 +111,7 @@ def _resume(config: RunConfig, model: LoopedLM, optimisers: Sequence[Optimizer],
 def _optimise(
     config: RunConfig,
     model: LoopedLM,
+    gradients: Gradients,
     optimisers: Sequence[Optimizer],
     windows: Windows,
     metrics: MetricsLog,
@@ -132,7 +132,7 @@ def _optimise(
             # once a loss has been seen to be finite there.
             random = checkpoints.random_state()
             inputs, targets = windows.batch(step)
-            loss, gradient_norm = _gradients(config, model, inputs, targets)
+            loss, gradient_norm = gradients(inputs, targets)
             # Accumulated on the device and looked at now and then: a GPU need not wait at every step.
             finite &= torch.isfinite(loss.total) & torch.isfinite(gradient_norm)
             stop = step == last or interrupted.is_set() or execution.out_of_time()
@@ -175,25 +175,12 @@ def _diverged(config: RunConfig, step: int, path: Path) -> str:
 
 
 def training_step(
-    config: RunConfig, model: LoopedLM, optimisers: Sequence[Optimizer], windows: Windows, step: int
+    config: RunConfig, gradients: Gradients, optimisers: Sequence[Optimizer], windows: Windows, step: int
 ) -> Loss:
     """One optimiser step and its loss, without anything that a run keeps: for measuring speed."""
-    loss, _ = _gradients(config, model, *windows.batch(step))
+    loss, _ = gradients(*windows.batch(step))
     _update(config, optimisers, step)
     return loss
-
-
-def _gradients(config: RunConfig, model: LoopedLM, inputs: Tensor, targets: Tensor) -> tuple[Loss, Tensor]:
-    """Clipped gradients of one batch, in the parameters' `grad`; the loss, and the gradient's norm before clipping."""
-    model.zero_grad(set_to_none=True)
-    parts = config.training.micro_batches
-    losses = []
-    for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-        with autocast(inputs.device):
-            loss = looped_loss(model, x, y, config.supervision)
-        (loss.total / parts).backward()
-        losses.append(loss)
-    return _mean_loss(losses), torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
 
 
 def _update(config: RunConfig, optimisers: Sequence[Optimizer], step: int) -> None:
@@ -201,19 +188,6 @@ def _update(config: RunConfig, optimisers: Sequence[Optimizer], step: int) -> No
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, config.training)
         optimiser.step()
-
-
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 matrix products on CUDA; nothing on CPU, where they are slower than float32."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-def _mean_loss(losses: list[Loss]) -> Loss:
-    return Loss(
-        total=torch.stack([loss.total.detach() for loss in losses]).mean(),
-        cross_entropy=torch.stack([loss.cross_entropy for loss in losses]).mean(0),
-        mean_l2_norm=torch.stack([loss.mean_l2_norm for loss in losses]).mean(0),
-    )
 
 
 def _record(step: int, loss: Loss, gradient_norm: Tensor, tokens_per_second: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from models import chunked_cross_entropy
+from models import chunked_cross_entropy, losses
 
 
 def problem(rows: int = 10, vocab: int = 13, d: int = 6, scale: float = 1.0, seed: int = 0, dtype=torch.float64):
@@ -115,6 +115,18 @@ def test_bfloat16_autocast_is_close_and_reports_float32():
     for name in exact:
         error = (rounded[name] - exact[name]).norm() / exact[name].norm()
         assert 1e-5 < error < 3e-2, name  # products were rounded, and no worse than bfloat16 rounds
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_a_gpu_compiles_is_the_same(monkeypatch, scale, dtype):
+    monkeypatch.setattr(losses, "_compiled_cross_entropy", lambda: losses._cross_entropy_to_compile)
+    inputs = problem(scale=scale, dtype=dtype)
+    fused, ours = (answers(chunked_cross_entropy, *inputs, chunk_rows=4, fused=fused) for fused in (True, False))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for name in ours:
+        error = (fused[name] - ours[name]).abs().max() / ours[name].abs().max()
+        assert error < tolerance, name
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, on first use

@@ -10,7 +10,7 @@ import torch
 from experiments.config import RunConfig, TrainingConfig
 from experiments.errors import RunError
 from experiments.training import checkpoint as checkpoints
-from experiments.training import trainer
+from experiments.training import gradients, trainer
 from experiments.training.metrics import MetricsLog, read_metrics
 from experiments.training.optimiser import learning_rate
 from experiments.training.trainer import CHECKPOINT, build_model, train
@@ -91,13 +91,13 @@ def test_a_compiled_step_trains_alike_and_leaves_the_model_as_it_was(
 def test_a_diverged_run_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(
     poison, make_config, synthetic, execution, tmp_path, monkeypatch
 ):
-    original = trainer.looped_loss
+    original = gradients.looped_loss
     calls = 0
 
-    def explode(*arguments):
+    def explode(*arguments, **options):
         nonlocal calls
         calls += 1
-        loss = original(*arguments)
+        loss = original(*arguments, **options)
         if calls < 8:
             return loss
         bad = (
@@ -105,7 +105,7 @@ def test_a_diverged_run_stops_with_a_sentence_and_keeps_the_last_good_checkpoint
         )
         return replace(loss, total=bad)
 
-    monkeypatch.setattr(trainer, "looped_loss", explode)
+    monkeypatch.setattr(gradients, "looped_loss", explode)
     with pytest.raises(
         RunError, match=r"NaN or infinite after at most \d+ steps .* last good checkpoint is .*--learning-rate"
     ):
