@@ -62,7 +62,9 @@ def asymptotic_step(step: Step, h: Float[Tensor, "*batch d"]) -> AsymptoticStep:
     return AsymptoticStep(gain=gain, displacement=near - gain[..., None] * LARGE * h)
 
 
-def regime_number(step: Step, h: Float[Tensor, "*batch d"], factor: float = 2.0) -> Float[Tensor, "*batch"]:
+def regime_number(
+    step: Step, h: Float[Tensor, "*batch d"], factor: float = 2.0, *, far: AsymptoticStep | None = None
+) -> Float[Tensor, "*batch"]:
     """|b(factor h) - b(h)| / |b(h)|, b(h) = step(h) - gain h: how far b is from depending on the direction only.
 
     Near 0 the large-norm regime holds and growth can be predicted; near or above 1 it does not. A linear map
@@ -73,6 +75,7 @@ def regime_number(step: Step, h: Float[Tensor, "*batch d"], factor: float = 2.0)
         step: state tensor to state tensor, float64 weights.
         h: states (..., d), float64.
         factor: common factor of all tokens' states, positive and not 1.
+        far: `asymptotic_step(step, h)`; measured when not given.
 
     Returns:
         Shape (...); NaN or rounding noise where the step adds nothing at all.
@@ -84,7 +87,7 @@ def regime_number(step: Step, h: Float[Tensor, "*batch d"], factor: float = 2.0)
     """
     if not 0.0 < factor < math.inf or factor == 1.0:
         raise ValueError(f"factor must be positive, finite and not 1, got {factor}.")
-    gain = asymptotic_step(step, h).gain[..., None]
+    gain = (asymptotic_step(step, h) if far is None else far).gain[..., None]
     here = step(h) - gain * h
     there = step(factor * h) - gain * factor * h
     return (there - here).norm(dim=-1) / here.norm(dim=-1)

@@ -20,10 +20,17 @@ PENALTY_SHARE = 0.01  # of the cross-entropy, at the states as they are
 
 
 @torch.no_grad()
-def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Remedy, ...]:
+def advise(
+    subject: Subject,
+    losses: Tensor | None,
+    far: AsymptoticStep,
+    step: Callable[[Tensor], Tensor],
+    h: Tensor,
+) -> tuple[Remedy, ...]:
     """Cheapest first.
 
     Args:
+        losses: of every token after K loops, `token_losses`; None without targets.
         far: the step far out, from `h`, states (..., d) float64; `step` in exact arithmetic.
     """
     maps = subject.maps
@@ -34,7 +41,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
     rescaled = step(remedies.rms_normalised(h, first)).norm(dim=-1).mean().item()
     kept = DAMPING * far.gain.median().item()
     damped = (far.displacement.norm(dim=-1) / (1.0 - kept)).mean().item() if kept < 1.0 else None
-    loss = _loss(subject)
+    loss = None if losses is None else losses.nanmean().item()
     found = [
         Remedy(
             name="norm penalty",
@@ -50,7 +57,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
             name="raw readout",
             verdict="visible",
             l2_norm=None,
-            loss_change=_change(subject, remedies.with_raw_readout(maps, rms)),
+            loss_change=_change(subject, losses, remedies.with_raw_readout(maps, rms)),
             setting=rms,
             effect="logits grow with the state, so cross-entropy pins the scale in training (without a norm to rescale "
             "untied writers into it, it is the product of writers and head that is pinned)",
@@ -60,7 +67,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
             name="between-loop norm",
             verdict="blind but removed",
             l2_norm=rescaled,
-            loss_change=_change(subject, remedies.with_between_norm(maps, first)),
+            loss_change=_change(subject, losses, remedies.with_between_norm(maps, first)),
             setting=first,
             effect="no loop inherits the scale: norms stop growing over loops, though not over training",
             line="model.block = loopsight.remedies.BetweenNorm(model.block, rms)",
@@ -69,7 +76,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
             name="damping",
             verdict="blind but contracted" if kept < ACTIVE else "blind and active",
             l2_norm=damped,
-            loss_change=_change(subject, remedies.with_damping(maps, DAMPING)),
+            loss_change=_change(subject, losses, remedies.with_damping(maps, DAMPING)),
             setting=DAMPING,
             effect="every loop keeps this share of the scale: norms settle at |b| / (1 - factor) or below",
             line=f"model.block = loopsight.remedies.Damped(model.block, {DAMPING})",
@@ -91,18 +98,13 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
     return tuple(sorted(found, key=lambda r: 0.0 if r.loss_change is None else max(0.0, r.loss_change.estimate)))
 
 
-def _loss(subject: Subject) -> float | None:
-    if subject.targets is None:
-        return None
-    return token_losses(subject.maps, subject.states[subject.num_loops], subject.targets).nanmean().item()
-
-
-def _change(subject: Subject, maps: LoopedMaps) -> Interval | None:
+def _change(subject: Subject, losses: Tensor | None, maps: LoopedMaps) -> Interval | None:
     """Cross-entropy at K under the remedy less that without; None without targets or where it is not finite."""
-    if subject.targets is None:
+    if losses is None or subject.targets is None:
         return None
-    h = unroll(maps.step, subject.states[0], subject.num_loops)[-1]
-    before = token_losses(subject.maps, subject.states[subject.num_loops], subject.targets)
-    change = token_losses(maps, h, subject.targets) - before
-    finite = torch.equal(change.isnan(), before.isnan()) and not change.isinf().any()
+    h = subject.states[subject.num_loops]
+    if maps.step is not subject.maps.step:
+        h = unroll(maps.step, subject.states[0], subject.num_loops)[-1]
+    change = token_losses(maps, h, subject.targets) - losses
+    finite = torch.equal(change.isnan(), losses.isnan()) and not change.isinf().any()
     return bootstrap(change) if finite else None

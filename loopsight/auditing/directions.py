@@ -23,7 +23,8 @@ from loopsight.responses import StateMap
 SEEN = SINE  # finite change relative to random motions; visibility is a square, BLIND = SEEN^2
 ACTIVE = 0.95  # from here on more than half survives a dozen loops
 REMOVED = SEEN  # of a relative change, in one loop
-MEMBERS = 16  # of a family, pushed through the loops one by one
+MEMBERS = 16  # of a family, pushed through the loops
+TOGETHER = 4  # pushed at a time: the states are computed once for all of them, and their logits are held together
 FIXED = ("fixed", "mean")  # kinds whose directions are the same at every state
 KEPT_BASIS = 16  # largest fixed subspace whose vectors go into the report
 
@@ -70,26 +71,28 @@ class Push:
     moved: Tensor
 
 
-def push(bench: Bench, direction: Tensor) -> Push:
-    """One derivative of everything. `direction` (..., d) is zero at tokens that stay, of any length elsewhere."""
-    h = bench.h
-    length = direction.norm(dim=-1, keepdim=True)
-    delta = torch.where(length > 0, direction / length, 0.0) * h.norm(dim=-1, keepdim=True)
+def push(bench: Bench, directions: Tensor) -> list[Push]:
+    """One derivative of everything along each of (n, ..., d), zero at tokens that stay, of any length elsewhere."""
+    return [pushed for part in directions.split(TOGETHER) for pushed in _push_together(bench, part)]
 
-    state, moved, variances = h, [delta], []
+
+def _push_together(bench: Bench, directions: Tensor) -> list[Push]:
+    h, size = bench.h, bench.h.norm(dim=-1, keepdim=True)
+    length = directions.norm(dim=-1, keepdim=True)
+    deltas = torch.where(length > 0, directions / length, 0.0) * size
+    state, moved, variances = h, [deltas], []
     for k in range(bench.num_loops + 1):
         # Loop by loop, so that the logits of one loop are held at a time.
         logits = _pushed(bench, bench.readout, state, moved[-1])[1]
-        variances.append(logits.var(-1, correction=0).sum())
+        variances.append(logits.var(-1, correction=0).flatten(1).sum(1))
         if k < bench.num_loops:
             state, after = _pushed(bench, bench.step, state, moved[-1])
             moved.append(after)
-    variance = torch.stack(variances)
+    variance = torch.stack(variances, dim=1)
     if bench.penalty is not None:
-        variance[0] = variance[0] + _curvature(bench.penalty, h, delta).sum()
-    at = length.squeeze(-1) > 0
-    relative = torch.where(at[..., None], moved[1] / h.norm(dim=-1, keepdim=True), 0.0)
-    return Push(variance=variance, moved=relative)
+        variance[:, 0] += torch.stack([_curvature(bench.penalty, h, delta).sum() for delta in deltas])
+    relative = torch.where(length > 0, moved[1] / size, 0.0)
+    return [Push(variance=v, moved=m) for v, m in zip(variance, relative, strict=True)]
 
 
 def activities(pushes: Sequence[Push], members: Tensor, within: Tensor | None = None) -> Tensor:
@@ -108,39 +111,71 @@ def activities(pushes: Sequence[Push], members: Tensor, within: Tensor | None = 
     return torch.linalg.eigvalsh(moved @ moved.T / tokens).clamp(min=0.0).sqrt()
 
 
-def _pushed(bench: Bench, function: StateMap, h: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """function(h), and its derivative along delta."""
-    if bench.forward_mode:
-        pushed = torch.func.jvp(function, (h,), (delta,))
-        return pushed[0], pushed[1]
-    difference = function(h + STEPS[0] * delta) - function(h - STEPS[0] * delta)
-    return function(h), difference / (2 * STEPS[0])
+def _pushed(bench: Bench, function: StateMap, h: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+    """function(h), and its derivatives along (n, ..., d)."""
+    if not bench.forward_mode:
+        ends = [(function(h + STEPS[0] * delta), function(h - STEPS[0] * delta)) for delta in deltas]
+        return function(h), torch.stack([(ahead - behind) / (2 * STEPS[0]) for ahead, behind in ends])
+
+    def along(delta: Tensor) -> tuple[Tensor, Tensor]:
+        value, derivative, *_ = torch.func.jvp(function, (h,), (delta,))
+        return value, derivative
+
+    try:
+        return torch.func.vmap(along, out_dims=(None, 0))(deltas)  # type: ignore[arg-type]
+    except Exception:  # a callable that vmap cannot take may fail in any way
+        values, derivatives = zip(*map(along, deltas), strict=True)
+        return values[0], torch.stack(derivatives)
 
 
-def isotropic(bench: Bench, at: Tensor) -> Push:
-    """The same of random directions at the tokens in the mask `at`, to compare with."""
+def isotropic(bench: Bench, at: Tensor) -> Tensor:
+    """Random directions at the tokens in the mask `at`, zero elsewhere: what visibilities are relative to."""
     noise = torch.randn(bench.h.shape, generator=bench.generator, dtype=bench.h.dtype, device=bench.h.device)
-    return push(bench, noise * at[..., None])
+    return noise * at[..., None]
 
 
 def judge(
-    bench: Bench, family: Family, scale: Invariance, reference: Push, sampled_reference: Push | None, hidden: Tensor
-) -> Direction:
-    """All numbers of one family, and the verdict; `scale` is what `scale_action` said.
+    bench: Bench, families: Sequence[Family], scale: Invariance, everywhere: Tensor, sampled: Tensor | None
+) -> tuple[Direction, ...]:
+    """All numbers of every family, and the verdicts.
 
     Args:
-        hidden: (m, d) orthonormal basis of everything fixed that is blind: fixed vectors are kept if they stay in it.
+        scale: what `scale_action` said.
+        everywhere, sampled: `isotropic` directions at all tokens, and at the searched ones; None if no family needs it.
     """
-    if family.vectors is not None:
-        members, base = family.vectors(bench.h), reference
-    else:
-        assert sampled_reference is not None  # of a family without a formula
-        members, base = _at_searched(bench, family), sampled_reference
-    pushes = [push(bench, v) for v in members[:MEMBERS]]
+    with torch.no_grad():
+        displacement = bench.step(bench.h) - bench.h
+    searched = len(bench.searched)
+    fixed = [f.basis for f in families if f.kind in FIXED and f.tokens_with == searched and f.basis is not None]
+    hidden = torch.cat([bench.h.new_zeros(0, bench.h.shape[-1]), *fixed])  # everything fixed that is blind
+    members = [_at_searched(bench, f) if f.vectors is None else f.vectors(bench.h) for f in families]
+    references = everywhere[None] if sampled is None else torch.stack([everywhere, sampled])
+    pushes = push(bench, torch.cat([references, *(each[:MEMBERS] for each in members)]))
+    bases, pushes = pushes[: len(references)], pushes[len(references) :]
+    judged = []
+    for family, directions in zip(families, members, strict=True):
+        count = min(len(directions), MEMBERS)
+        own, pushes = pushes[:count], pushes[count:]
+        # Fixed vectors are kept if they stay in what is blind.
+        stays = (hidden if family.tokens_with == searched else family.basis) if family.kind in FIXED else None
+        base = bases[0] if family.vectors is not None else bases[1]
+        judged.append(_judged(bench, family, directions, own, base, stays, displacement, scale))
+    return tuple(judged)
+
+
+def _judged(
+    bench: Bench,
+    family: Family,
+    members: Tensor,
+    pushes: Sequence[Push],
+    base: Push,
+    stays: Tensor | None,
+    displacement: Tensor,
+    scale: Invariance,
+) -> Direction:
     visibility = max((p.variance[0] / base.variance[0]).item() for p in pushes)
     deferred = max((p.variance[1:].sum() / base.variance[1:].sum()).item() for p in pushes)
-    stays = hidden if family.tokens_with == len(bench.searched) else family.basis
-    active = activities(pushes, members, within=stays if family.kind in FIXED else None)
+    active = activities(pushes, members, within=stays)
     finite = _finite(bench, family, scale)
     return Direction(
         name=family.name,
@@ -150,7 +185,7 @@ def judge(
         finite_change=finite,
         activity=active[-1].item(),
         activity_low=active[0].item(),
-        drive=_drive(bench, members),
+        drive=_drive(bench.h, displacement, members),
         deferred=deferred,
         verdict=_verdict_of(family, len(bench.searched), verdict(visibility, finite, active[-1].item())),
         tokens_with=family.tokens_with,
@@ -217,13 +252,10 @@ def _at_searched(bench: Bench, family: Family) -> Tensor:
     return members.view(family.dimension, *bench.h.shape)
 
 
-def _drive(bench: Bench, members: Tensor) -> float:
+def _drive(h: Tensor, displacement: Tensor, members: Tensor) -> float:
     """Mean over tokens of <v, step(h) - h> / |h|; for several, the length of that part of the displacement."""
-    with torch.no_grad():
-        moved = bench.step(bench.h)
-    h, size = bench.h, bench.h.norm(dim=-1)
     length = members.norm(dim=-1)
-    parts = (members * (moved - h)).sum(-1) / (length * size)
+    parts = (members * displacement).sum(-1) / (length * h.norm(dim=-1))
     at = (length > 0).all(0)
     if len(members) == 1:
         return parts[0][at].mean().item()

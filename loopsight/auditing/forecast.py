@@ -31,15 +31,18 @@ FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @torch.no_grad()
-def growth(step: StateMap, first: Tensor, last: Tensor, num_loops: int, observed: dict[int, float]) -> Growth:
+def growth(
+    step: StateMap, first: Tensor, last: Tensor, far: AsymptoticStep, num_loops: int, observed: dict[int, float]
+) -> Growth:
     """Everything about the norm that a state tells.
 
     Args:
         step: in exact arithmetic.
         first, last: h_1 and h_K, float64; K is forecast from the first, more loops from the last.
+        far: the step far out in the direction of the last.
         observed: mean norms over the same tokens, by number of loops.
     """
-    start, end = _Start.measured(step, first), _Start.measured(step, last)
+    start, end = _Start.measured(step, first, asymptotic_step(step, first)), _Start.measured(step, last, far)
     forecasts = [Forecast(loops=num_loops, **_norms(step, start, [num_loops - 1])[0], observed=observed[num_loops])]
     ahead = [num_loops, 3 * num_loops, 7 * num_loops]
     for n, norms in zip(ahead, _norms(step, end, ahead), strict=True):
@@ -63,9 +66,9 @@ class _Start:
     regime: Tensor
 
     @classmethod
-    def measured(cls, step: StateMap, h: Tensor) -> "_Start":
+    def measured(cls, step: StateMap, h: Tensor, far: AsymptoticStep) -> "_Start":
         # NaN, where a step adds nothing at all, counts as 0: nothing is exactly what it will go on adding.
-        far, regime = asymptotic_step(step, h), regime_number(step, h).nan_to_num(nan=0.0, posinf=math.inf)
+        regime = regime_number(step, h, far=far).nan_to_num(nan=0.0, posinf=math.inf)
         # Far out the step itself may be no number; then there is no regime to be in.
         return cls(h=h, far=far, regime=torch.where(far.gain.isfinite(), regime, math.inf))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from loopsight.auditing import gauge as gauges
 from loopsight.auditing.advice import advise
 from loopsight.auditing.blindspots import BlindSpace, blind_space, unsearched
-from loopsight.auditing.directions import FIXED, Bench, isotropic, judge, scale_action, seen_when_moved
+from loopsight.auditing.directions import Bench, isotropic, judge, scale_action, seen_when_moved
 from loopsight.auditing.exact import exact_arithmetic
 from loopsight.auditing.families import families
 from loopsight.auditing.forecast import growth
@@ -27,7 +27,7 @@ from loopsight.auditing.report import (
 )
 from loopsight.auditing.subject import Subject, as_maps, at_rest, prepare
 from loopsight.derivatives import directional_derivative
-from loopsight.growth import asymptotic_step
+from loopsight.growth import AsymptoticStep, asymptotic_step
 from loopsight.invariance import Invariance
 from loopsight.observability import drive
 from loopsight.protocol import unroll
@@ -37,7 +37,7 @@ from loopsight.responses import StateMap
 ACTION_TOKENS = 64  # moved in the finite test, where the readout treats every token by itself
 SEARCHES = (2, 8)  # tokens searched for blind directions, fewest and most
 SEARCH_COST = 2e11  # multiply-adds that decide between them
-OBSERVED_COST = 1e12  # multiply-adds up to which 4 K and 8 K loops are really run
+OBSERVED_COST = 3e11  # multiply-adds up to which 4 K, and 8 K, loops are really run
 ROW_TOKENS = 16  # a batch of sequences at least so long is analysed on its first one, losses on all
 
 
@@ -94,6 +94,7 @@ def _audit(
     maps, last = subject.maps, subject.num_loops
     notes: list[str] = []
     generator = torch.Generator(subject.audited.device).manual_seed(seed)
+    losses = by_loop(subject) if subject.targets is not None else None
     with torch.no_grad(), exact_arithmetic(maps.module):
         rows = _independent_rows(maps.step, maps.readout, subject.audited)
         h = subject.audited[:rows]
@@ -107,9 +108,9 @@ def _audit(
             judged = tuple(replace(direction, verdict="undecided") for direction in judged)
         classes = bench.action_readout(bench.action_states).shape[-1]
         readout_degree = _degree(bench)
-        grown = growth(maps.step, subject.states[1][:rows].double(), h, last, _observed(subject, rows))
-        remedies = _remedies(subject, judged, h) if calibration.valid else ()
-    losses = by_loop(subject) if subject.targets is not None else None
+        far = asymptotic_step(maps.step, h)
+        grown = growth(maps.step, subject.states[1][:rows].double(), h, far, last, _observed(subject, rows))
+        remedies = _remedies(subject, losses, judged, far, h) if calibration.valid else ()
     loss = None if losses is None else loss_report(subject, losses)
     if loss is None:
         notes.append("no targets, so no cross-entropy: pass token ids as the batch, or targets.")
@@ -250,16 +251,15 @@ def _calibration(action: Invariance, spaces: list[BlindSpace]) -> Calibration:
 
 
 def _judged(bench: Bench, scale: Invariance, spaces: list[BlindSpace], groups: int | None) -> tuple[Direction, ...]:
-    mask = bench.h.new_zeros(bench.h.shape[:-1], dtype=torch.bool)
-    everywhere = isotropic(bench, ~mask)
+    tokens = bench.h.shape[:-1]
+    everywhere = isotropic(bench, bench.h.new_ones(tokens, dtype=torch.bool))
     found = families(spaces, groups, lambda family: seen_when_moved(bench, family))
     sampled = None
     if any(family.sampled is not None for family in found):
+        mask = bench.h.new_zeros(tokens, dtype=torch.bool)
         mask.view(-1)[list(bench.searched)] = True
         sampled = isotropic(bench, mask)
-    bases = [f.basis for f in found if f.kind in FIXED and f.tokens_with == len(spaces) and f.basis is not None]
-    hidden = torch.cat([bench.h.new_zeros(0, bench.h.shape[-1]), *bases])
-    return tuple(judge(bench, family, scale, everywhere, sampled, hidden) for family in found)
+    return judge(bench, found, scale, everywhere, sampled)
 
 
 def _least_visible(spaces: list[BlindSpace]) -> tuple[float, ...]:
@@ -270,22 +270,22 @@ def _least_visible(spaces: list[BlindSpace]) -> tuple[float, ...]:
 def _observed(subject: Subject, rows: int) -> dict[int, float]:
     """Mean norms over the analysed sequences at K, 2 K, and further where it costs little, in the model's own dtype."""
     last, states = subject.num_loops, [h[:rows] for h in subject.states]
-    observed = {k: h.double().norm(dim=-1).mean().item() for k, h in enumerate(states)}
     module = subject.maps.module
-    size = 0 if module is None else sum(p.numel() for p in module.parameters())
-    if float(size) * states[0][..., 0].numel() * 8 * last > OBSERVED_COST:
-        return observed
-    further = unroll(subject.maps.step, states[-1], 6 * last)[1:]
-    norms = {2 * last + n: h.double().norm(dim=-1).mean().item() for n, h in enumerate(further, 1)}
-    return observed | {k: norm for k, norm in norms.items() if math.isfinite(norm)}
+    a_loop = states[0][..., 0].numel() * (0 if module is None else sum(p.numel() for p in module.parameters()))
+    further = max((n for n in (2 * last, 6 * last) if a_loop * n <= OBSERVED_COST), default=0)
+    states += unroll(subject.maps.step, states[-1], further)[1:]
+    norms = [h.double().norm(dim=-1).mean().item() for h in states]
+    return {k: norm for k, norm in enumerate(norms) if k <= 2 * last or math.isfinite(norm)}
 
 
-def _remedies(subject: Subject, judged: tuple[Direction, ...], h: Tensor) -> tuple[Remedy, ...]:
+def _remedies(
+    subject: Subject, losses: list[Tensor] | None, judged: tuple[Direction, ...], far: AsymptoticStep, h: Tensor
+) -> tuple[Remedy, ...]:
     """For a scale that is blind and kept and that a loop makes grow; nothing else needs one."""
     scale = judged[0]
     if scale.verdict != "blind and active" or drive(subject.maps.step, h).mean() <= 0.0:
         return ()
-    return advise(subject, asymptotic_step(subject.maps.step, h), subject.maps.step, h)
+    return advise(subject, None if losses is None else losses[subject.num_loops - 1], far, subject.maps.step, h)
 
 
 def _loop_rows(subject: Subject, losses: list[Tensor] | None) -> tuple[LoopRow, ...]:

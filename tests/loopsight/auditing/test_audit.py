@@ -59,6 +59,38 @@ def test_the_verdicts_do_not_depend_on_the_dtype(report, make_model, tokens, dty
     assert low.directions[0].visibility < 1e-12
 
 
+class NoVmap(torch.autograd.Function):
+    """The identity, with derivatives in both modes and no rule for vmap."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx: object, tangent: torch.Tensor) -> torch.Tensor:
+        return tangent.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+def test_a_step_that_vmap_cannot_take_is_judged_the_same(report, make_model, tokens):
+    model, plain = make_model(), make_model()
+    model.step = lambda h: NoVmap.apply(plain.step(h))
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda v: torch.func.jvp(model.step, (torch.ones(1, 2, 24),), (v,))[1])(torch.ones(3, 1, 2, 24))
+    found = audit(model, tokens)
+    assert found.notes == report.notes
+    for one, other in zip(found.directions, report.directions, strict=True):
+        assert one.verdict == other.verdict and one.activity == pytest.approx(other.activity, rel=1e-9)
+        assert one.deferred == pytest.approx(other.deferred, rel=1e-9)
+
+
 def test_the_verdicts_do_not_depend_on_the_batch(report, make_model, tokens):
     assert verdicts(audit(make_model(), tokens.flip(-1)[:1, :9])) == verdicts(report)
 

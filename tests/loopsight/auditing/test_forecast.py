@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from loopsight import unroll
+from loopsight import asymptotic_step, unroll
 from loopsight.auditing import losses
 from loopsight.auditing.forecast import growth
 from loopsight.auditing.losses import bootstrap
@@ -17,6 +17,10 @@ D = 12
 def observed(step, h, loops):
     states = unroll(step, h, loops)
     return {k: state.norm(dim=-1).mean().item() for k, state in enumerate(states)}, states
+
+
+def grown(step, first, last, num_loops, seen):
+    return growth(step, first, last, asymptotic_step(step, last), num_loops, seen)
 
 
 def start(scale=10.0):
@@ -31,7 +35,7 @@ def test_a_constant_displacement_is_forecast_exactly(gain):
         return gain * h + added
 
     seen, states = observed(step, start(), 32)
-    found = growth(step, states[1], states[4], 4, seen)
+    found = grown(step, states[1], states[4], 4, seen)
     assert found.gain == pytest.approx(gain, abs=1e-9)
     for forecast in found.forecasts:
         assert forecast.predicted == pytest.approx(forecast.observed, rel=1e-6)
@@ -46,7 +50,7 @@ def test_a_displacement_that_turns_with_the_state_stays_within_its_bounds():
         return h + torch.tanh(3.0 * u @ mix) + 0.5 * u
 
     seen, states = observed(step, start(), 64)
-    for forecast in growth(step, states[1], states[8], 8, seen).forecasts:
+    for forecast in grown(step, states[1], states[8], 8, seen).forecasts:
         assert forecast.low <= forecast.observed <= forecast.high
         assert forecast.predicted == pytest.approx(forecast.observed, rel=0.05)
 
@@ -59,18 +63,18 @@ def test_a_linear_map_is_not_forecast():
         return h + h @ mix
 
     seen, states = observed(step, start(), 4)
-    found = growth(step, states[1], states[2], 2, seen)
+    found = grown(step, states[1], states[2], 2, seen)
     assert found.regime_number > 0.5
     assert [forecast.predicted for forecast in found.forecasts] == [None] * 4
 
 
 def test_a_low_precision_stream_stops_after_two_to_the_significand():
-    found = growth(lambda h: h + 1.0, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    found = grown(lambda h: h + 1.0, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
     by_name = {p.dtype: p for p in found.low_precision}
     assert 2**8 - 1 <= by_name["bfloat16"].loops_until_stagnation <= 1.5 * 2**8
     assert 2**11 - 1 <= by_name["float16"].loops_until_stagnation <= 1.5 * 2**11
     assert math.isinf(by_name["float16"].loops_until_overflow)
-    fast = growth(lambda h: h + 100.0, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    fast = grown(lambda h: h + 100.0, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
     assert {p.dtype: p for p in fast.low_precision}["float16"].loops_until_overflow == pytest.approx(655, abs=1)
 
 
@@ -88,7 +92,7 @@ def test_the_bootstrap_covers_the_mean_and_names_its_unit():
 
 
 def test_growth_by_a_factor_overflows_by_its_logarithm():
-    found = growth(lambda h: 1.3 * h, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    found = grown(lambda h: 1.3 * h, torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
     by_name = {p.dtype: p for p in found.low_precision}
     assert by_name["float16"].loops_until_overflow == pytest.approx(math.log(65504) / math.log(1.3), rel=1e-3)
     assert math.isinf(by_name["bfloat16"].loops_until_stagnation)
@@ -96,7 +100,7 @@ def test_growth_by_a_factor_overflows_by_its_logarithm():
 
 def test_a_step_that_is_no_number_far_out_is_not_forecast():
     """Negative control: it has no large-norm regime, however calm it is at the states themselves."""
-    found = growth(lambda h: h + h.sinh(), torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
+    found = grown(lambda h: h + h.sinh(), torch.ones(2, D).double(), torch.ones(2, D).double(), 1, {1: 1.0})
     assert [forecast.predicted for forecast in found.forecasts] == [None] * 4
     assert all(math.isnan(p.loops_until_overflow) for p in found.low_precision)
 
