@@ -65,7 +65,7 @@ def as_markdown(stored: list[dict[str, Any]]) -> str:
         [
             f"{r['parameters'] / 1e6:,.1f}M, {'random weights' if r['random_weights'] else r['of']}",
             r["dtype"],
-            environment["device"],
+            _machine(environment),
             str(r["tokens"]),
             f"{r['seconds']:.0f} s",
             f"{r['peak_gib']:.1f} GiB",
@@ -73,17 +73,19 @@ def as_markdown(stored: list[dict[str, Any]]) -> str:
         ]
         for r, environment in sorted(found, key=lambda pair: pair[0]["parameters"])
     ]
-    machines = {
-        f"{e['device']}: {e['date'][:10]}, {e['processor']}, {e['torch_threads']} threads, "
-        f"torch {e['packages']['torch']}"
-        for _, e in found
-    }
+    machines = {f"{_machine(e)}: {e['date'][:10]}, torch {e['packages']['torch']}" for _, e in found}
     setting = (
         f"{found[0][0]['loops']} loops, seed 0. Memory: of the whole process on a CPU, what torch allocated on a GPU; "
         f"the model included. {'; '.join(sorted(machines))}."
     )
     header = ["audit of", "weights", "on", "tokens", "time", "peak memory", "verdicts"]
     return markdown(header, rows) + "\n\n" + setting
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    if environment["device"] != "cpu":
+        return environment["device"]
+    return f"{environment['processor']}, {environment['torch_threads']} threads"
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
 import seaborn as sns  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator  # noqa: E402
 
 from experiments.files import atomic_path  # noqa: E402
 
@@ -25,6 +26,7 @@ def _figure(path: Path, draw: Callable[[Axes], None], *, width: float = 5.0, hei
         draw(axes)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2, frameon=False)  # beside the lines, not over them
+        plain_ticks(figure)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=150)
         plt.close(figure)
@@ -33,6 +35,20 @@ def _figure(path: Path, draw: Callable[[Axes], None], *, width: float = 5.0, hei
 def _loop_axis(axes: Axes) -> None:
     axes.set_xlabel("loop k")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plain_ticks(figure: Figure) -> None:
+    """Numbers without mathematical typesetting on logarithmic axes, and between decades where there are few."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if axis.get_scale() not in ("log", "symlog"):
+            continue
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        low, high = axis.get_view_interval()
+        shown: tuple[int, ...] = ()
+        if axis.get_scale() == "log" and high < 100 * low:
+            shown = (2, 3, 4, 5, 6, 8) if high < 10 * low else (2, 5)
+            axis.set_minor_locator(LogLocator(subs=shown))
+        axis.set_minor_formatter(FuncFormatter(lambda value, _, shown=shown: f"{value:g}" if shown else ""))
 
 
 def draw_run(folder: Path, summary: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
@@ -96,6 +112,7 @@ def draw_comparison(path: Path, by_loop: pd.DataFrame) -> None:
         left.set(ylabel="mean L2 norm of the state", yscale="log", title="norm (band: range over seeds)")
         right.set(ylabel="nats a token", yscale="log", title="validation cross-entropy")
         figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+        plain_ticks(figure)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=150)
         plt.close(figure)

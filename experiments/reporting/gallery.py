@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from experiments.figures import plain_ticks
 from experiments.reporting import charts, figures
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.style import plain_ticks, png, svg, table, themed
+from experiments.reporting.style import png, svg, table, themed
 
 Runs = tuple[MeasuredRun, ...]
 

@@ -21,7 +21,6 @@ import pandas as pd  # noqa: E402
 import seaborn as sns  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogLocator  # noqa: E402
 
 from experiments.config import RunConfig  # noqa: E402
 from experiments.measure.statistics import geometric_interval, t_interval  # noqa: E402
@@ -146,20 +145,6 @@ def symlog(axes: Axes, axis: Literal["x", "y"], linthresh: float) -> None:
     """Logarithmic beyond +-linthresh, with the margin of that scale: matplotlib keeps the one of the linear scale."""
     (axes.set_xscale if axis == "x" else axes.set_yscale)("symlog", linthresh=linthresh)
     axes.autoscale_view(scalex=axis == "x", scaley=axis == "y")
-
-
-def plain_ticks(figure: Figure) -> None:
-    """Numbers without mathematical typesetting on logarithmic axes, and between decades where there are few."""
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if axis.get_scale() not in ("log", "symlog"):
-            continue
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        low, high = axis.get_view_interval()
-        shown: tuple[int, ...] = ()
-        if axis.get_scale() == "log" and high < 100 * low:
-            shown = (2, 3, 4, 5, 6, 8) if high < 10 * low else (2, 5)
-            axis.set_minor_locator(LogLocator(subs=shown))
-        axis.set_minor_formatter(FuncFormatter(lambda value, _, shown=shown: f"{value:g}" if shown else ""))
 
 
 def shared_legend(figure: Figure, columns: int = 3) -> None:
