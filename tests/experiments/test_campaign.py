@@ -152,7 +152,18 @@ def test_arithmetic_is_counted_as_published():
 
 def test_dry_run_of_the_command(tmp_path):
     command = [sys.executable, "experiments/gpu.py", "--preset", "tiny", "--device", "cpu", "--data", "synthetic"]
-    command += ["--tokens", "1024", "--variants", "scale_visible", "--central-seeds", "1", "--out", str(tmp_path)]
+    command += [
+        "--tokens",
+        "1024",
+        "--variants",
+        "scale_visible",
+        "--central-seeds",
+        "1",
+        "--snapshots",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run([*command, "--minutes", "5"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 runs, complete" in done.stdout  # measured by the process beside, and to its end

@@ -1,4 +1,4 @@
-"""Gradients against central finite differences, in float64, for every weight of a tiny model."""
+"""Gradients against central finite differences, in float64, along a random direction of all weights of a tiny model."""
 
 import pytest
 import torch
@@ -50,4 +50,4 @@ def test_gradients_equal_finite_differences(build, loss, changes):
     def value(*weights: Tensor) -> Tensor:
         return functional_call(module, dict(zip(names, weights, strict=True)), ())
 
-    assert torch.autograd.gradcheck(value, weights, eps=1e-6, atol=1e-7, rtol=1e-5)
+    assert torch.autograd.gradcheck(value, weights, eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=True)

@@ -44,16 +44,16 @@ def test_too_few_tokens_are_refused():
 
 def test_held_out_tokens_are_never_trained_on(synthetic, make_config, execution, tmp_path, monkeypatch):
     """Mark the held-out tokens by ids that training must then never see."""
-    from experiments.training import trainer
+    from experiments.training import gradients, trainer
 
     seen = []
-    original = trainer.looped_loss
+    original = gradients.looped_loss
 
-    def spy(model, tokens, targets, supervision):
+    def spy(model, tokens, targets, supervision, **options):
         seen.append(torch.cat([tokens.flatten(), targets.flatten()]))
-        return original(model, tokens, targets, supervision)
+        return original(model, tokens, targets, supervision, **options)
 
-    monkeypatch.setattr(trainer, "looped_loss", spy)
+    monkeypatch.setattr(gradients, "looped_loss", spy)
     tokens = np.concatenate([synthetic.train[:400] % 128, 128 + synthetic.validation[:100] % 128])
     trainer.train(make_config(steps=20), tokens[:400], tmp_path, execution)
     assert torch.cat(seen).max() < 128

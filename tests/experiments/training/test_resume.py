@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from experiments.corpus import prepare
+from experiments.device import make_arithmetic_repeatable
 from experiments.errors import RunError
+from experiments.runs import read_config
 from experiments.training import checkpoint as checkpoints
 from experiments.training.metrics import read_metrics
-from experiments.training.trainer import CHECKPOINT, train
+from experiments.training.trainer import CHECKPOINT, Execution, train
 
 ROOT = Path(__file__).parents[3]
 STEPS = 60
@@ -71,6 +74,14 @@ def stop_midway(process, folder, how):
     return process.returncode, error
 
 
+def resume_here(folder, cache):
+    """The same without another process: what training does at `--resume`."""
+    device, config = torch.device("cpu"), read_config(folder)
+    make_arithmetic_repeatable(device)
+    corpus = prepare(config.corpus, cache, min_tokens=config.model.context + 1)
+    train(config, corpus.train, folder, Execution(device=device, checkpoint_every=10))
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_resumed_equals_never_stopped(how, tmp_path, cache, uninterrupted):
     status, error = stop_midway(run_command(tmp_path, cache), tmp_path, how)
@@ -83,7 +94,10 @@ def test_stopped_and_resumed_equals_never_stopped(how, tmp_path, cache, uninterr
         last = error.splitlines()[-1]
         assert last.startswith("error: interrupted at step ") and last.endswith("--resume to go on.")
         assert "Traceback" not in error
-    finish(run_command(tmp_path, cache, "--resume"))
+    if how is signal.SIGKILL:
+        finish(run_command(tmp_path, cache, "--resume"))
+    else:
+        resume_here(tmp_path / "scale_invariant-0", cache)
     after = weights(tmp_path)
     assert after.keys() == uninterrupted.keys()
     assert all(torch.equal(after[name], uninterrupted[name]) for name in after)
