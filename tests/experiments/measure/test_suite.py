@@ -13,7 +13,7 @@ from experiments.corpus import CorpusConfig, prepare
 from experiments.errors import RunError
 from experiments.experiment import run
 from experiments.files import exclusive
-from experiments.measure import depth, precision, suite
+from experiments.measure import context, depth, precision, suite
 from experiments.measure.suite import SUITE, measure_run, read_table
 from experiments.runs import read_summary
 from experiments.training import checkpoint as checkpoints
@@ -63,10 +63,18 @@ def short(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def measured(trained, cache, tmp_path_factory):
+def passes():
+    """The run's folder, for every pass over the held-out tokens."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def measured(trained, cache, passes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured") / trained.name
     shutil.copytree(trained, folder)
     with pytest.MonkeyPatch.context() as patch:
+        real = context.held_out_pass
+        patch.setattr(context, "held_out_pass", lambda *a, **k: passes.append(folder) or real(*a, **k))
         patch.setattr(precision, "MAX_LOOPS", {torch.bfloat16: 70})
         measure_run(folder, cache)
     return folder
@@ -169,15 +177,8 @@ def test_a_question_that_answers_another_one_is_found(copy, cache, monkeypatch):
         measure_run(copy, cache)
 
 
-def test_the_pass_is_run_once(copy, cache, monkeypatch):
-    from experiments.measure import context as module
-
-    passes = []
-    real = module.held_out_pass
-    monkeypatch.setattr(module, "held_out_pass", lambda *a, **k: passes.append(1) or real(*a, **k))
-    shutil.rmtree(copy / "measurements")
-    measure_run(copy, cache)
-    assert passes == [1]
+def test_the_pass_is_run_once(measured, passes):
+    assert passes == [measured]
 
 
 def edit_config(folder, change):

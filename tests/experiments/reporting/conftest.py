@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from experiments.claims import RunTables
 from experiments.claims.confounds import cell_of
@@ -98,19 +100,28 @@ def world(synthetic):
 def written(world, tmp_path_factory):
     """A report of every variant, made once for all tests, with figures of four of them: some runs cannot be read, a
     table is missing, and a claim fails."""
-    runs = world.write(tmp_path_factory.mktemp("world") / "runs")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers: who comes second waits, and takes what the first one made
+    out = shared / "report"
+    with FileLock(shared / "report.lock"):
+        if not out.exists():
+            _write_report(world, tmp_path_factory.mktemp("world") / "runs", out)
+    return out
+
+
+def _write_report(world, runs, out):
+    world.write(runs)
     for seed in (1, 2):
         (runs / f"layernorm-{seed}" / "summary.json").unlink()
     for seed in SEEDS:
         radial = runs / f"scale_visible-{seed}" / "measurements" / "radial.csv"
         pd.read_csv(radial).assign(immediate=1e-9).to_csv(radial, index=False)
     (runs / "scale_visible-0" / "measurements" / "clamp.csv").unlink()
-    out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         draw_all = gallery.draw_all
         patch.setattr(gallery, "draw_all", lambda runs: draw_all(tuple(r for r in runs if r.config.variant in DRAWN)))
         report(sorted(runs.iterdir()), out, None)
-    return out
 
 
 def write_run(folder, config, measured):
