@@ -34,7 +34,7 @@ def test_clipped_gradients_and_the_norm_before_clipping():
     assert total.item() == pytest.approx(norm.item(), rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, on first use
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's own
 def test_nothing_compiled_or_computed_is_left_on_a_released_model():
     model = build()
     gradients_of(model, TRAINING, SUPERVISION, compiled=True)
@@ -47,7 +47,7 @@ def test_nothing_compiled_or_computed_is_left_on_a_released_model():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, on first use
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's own
 def test_a_recorded_graph_computes_what_its_pieces_do():
     found = {}
     for compiled in (False, True):
@@ -67,7 +67,7 @@ def test_a_recorded_graph_computes_what_its_pieces_do():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, on first use
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's own
 def test_dropout_of_a_recorded_graph_is_drawn_anew_and_goes_on_where_it_was():
     def losses(steps: int, random: torch.Tensor | None = None) -> list[float]:
         gradients = gradients_of(build(dropout=0.5, device="cuda"), TRAINING, SUPERVISION, compiled=True)

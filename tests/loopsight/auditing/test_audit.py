@@ -110,7 +110,7 @@ def test_the_verdicts_do_not_depend_on_compilation(report, make_model, tokens):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, on first use
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_verdicts_do_not_depend_on_the_device(report, make_model, tokens, dtype, compiled):
