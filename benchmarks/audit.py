@@ -74,9 +74,10 @@ def as_markdown(stored: list[dict[str, Any]]) -> str:
         for r, environment in sorted(found, key=lambda pair: pair[0]["parameters"])
     ]
     machines = {f"{_machine(e)}: {e['date'][:10]}, torch {e['packages']['torch']}" for _, e in found}
+    loops = "/".join(sorted({str(r["loops"]) for r, _ in found}))
     setting = (
-        f"{found[0][0]['loops']} loops, seed 0. Memory: of the whole process on a CPU, what torch allocated on a GPU; "
-        f"the model included. {'; '.join(sorted(machines))}."
+        f"{loops} loops, seed 0. Memory: of the whole process on a CPU, what torch allocated on a GPU; the model "
+        f"included. {'; '.join(sorted(machines))}."
     )
     header = ["audit of", "weights", "on", "tokens", "time", "peak memory", "verdicts"]
     return markdown(header, rows) + "\n\n" + setting
@@ -106,6 +107,8 @@ def main() -> None:
     if arguments.publish:
         publish("audit", sorted((FOLDER / "audit").glob("*.json")), as_markdown)
         return
+    if not arguments.presets and not arguments.runs:
+        parser.error("nothing to audit: name presets, or runs.")
     device = choose_device(arguments.device)
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments.length, arguments.dtype, device)))

@@ -53,7 +53,7 @@ def make_step(
     def step(tokens: Tensor, targets: Tensor) -> float:
         loss = loss_of(tokens, targets).item()
         optimiser.step()
-        if not compiled:  # a recorded graph writes into the gradients that it has
+        if side == "plain" or not compiled:  # a recorded graph writes into the gradients that it has
             optimiser.zero_grad(set_to_none=True)
         return loss
 

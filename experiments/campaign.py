@@ -19,7 +19,7 @@ from experiments.files import read_json, write_json
 from experiments.flops import matmul_peak, synchronise, training_flops
 from experiments.measure.suite import unmeasured
 from experiments.runs import read_summary
-from experiments.training.gradients import gradients_of
+from experiments.training.gradients import gradients_of, release
 from experiments.training.optimiser import build_optimisers
 from experiments.training.trainer import Execution, build_model, training_step, training_windows
 
@@ -113,7 +113,9 @@ def measured_rate(config: RunConfig, corpus: TokenCorpus, execution: Execution) 
             start = time.perf_counter()
         training_step(config, gradients, optimisers, windows, step)
     synchronise(execution.device)
-    return TIMED * config.training.batch_size * config.model.context / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    release(model)
+    return TIMED * config.training.batch_size * config.model.context / seconds
 
 
 def read_plan(out: Path) -> Plan | None:

@@ -54,7 +54,7 @@ class Arguments:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     compile: bool = False
-    """Compile the loop body: pays on a GPU, or on a CPU for runs of many minutes."""
+    """Compile the loop body, on a GPU also record a step as a CUDA graph: pays there, or in long CPU runs."""
     batch_size: int | None = None
     """Sequences a step; the preset's when not given."""
     micro_batches: int | None = None

@@ -17,9 +17,12 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros((), device=name)
-        return torch.device(name)
+        device = torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"cannot use --device {name} ({first_line(error)}); use auto or cpu.") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # random states are kept, and graphs recorded, of the current one
+    return device
 
 
 def make_arithmetic_repeatable(device: torch.device) -> None:

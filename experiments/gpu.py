@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--cache", type=Path, help="folder for prepared tokens (default: OUT/cache)")
     options.add_argument("--measurers", type=int, default=1, help="processes that measure beside training (default 1)")
     options.add_argument("--device", default="auto", help="auto, cuda, cpu (default auto)")
-    options.add_argument("--no-compile", action="store_true", help="do not compile the loop body")
+    options.add_argument("--no-compile", action="store_true", help="neither compile nor record a CUDA graph")
     options.add_argument("--snapshots", type=int, default=4, help="times the weights are kept a run (default 4)")
     return options
 

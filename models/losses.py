@@ -125,7 +125,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's cross-entropy, and its gradient softmax - onehot in the logits' memory and dtype."""
+    """Each row's cross-entropy, and its gradient softmax - onehot in the logits' dtype. Logits of float32 or wider are
+    overwritten."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     true_logit = z.gather(1, target)
     largest = z.amax(1, keepdim=True)
@@ -148,6 +149,7 @@ def _cross_entropy_to_compile(logits: Tensor, target: Tensor) -> tuple[Tensor, T
 
 @cache
 def _compiled_cross_entropy() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """For the whole process; anew for every shape of a chunk, of which torch compiles eight and leaves the rest."""
     return torch.compile(_cross_entropy_to_compile, dynamic=False)
 
 

@@ -112,6 +112,8 @@ def test_paths_and_tests_named_exist():
         ("cpu", "results/cpu/comparison.md"),
         ("44m", "results/44m/comparison.md"),
         ("44m-growth", "results/44m/growth.md"),
+        ("129m", "results/129m/comparison.md"),
+        ("129m-growth", "results/129m/growth.md"),
         ("claims", "results/cpu/report/claims.md"),
         ("factorial", "results/factorial/factorial.md"),
         ("propositions", "results/theory/propositions.md"),

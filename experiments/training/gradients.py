@@ -22,8 +22,11 @@ def gradients_of(
 
     Args:
         compiled: compile the loop body, and on a GPU the softmax; there the whole of forward and backward is recorded
-            as one CUDA graph as well, unless activations are recomputed. Every batch must then have the first one's
-            shape. Undo it with `release`.
+            as one CUDA graph as well, unless activations are recomputed. The graph writes into the same memory every
+            time: until `release` undoes it nobody may set a parameter's `grad` to None, and all batches have one shape.
+
+    Raises:
+        ValueError: of the function, if a batch has another shape than the recorded one.
     """
     on_gpu = model.head_weight.is_cuda
     fused = compiled and on_gpu
@@ -40,7 +43,7 @@ def gradients_of(
             losses.append(loss)
         return _mean(losses), torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
 
-    return _recorded(gradients) if fused and not training.recompute else gradients
+    return _recorded(model, gradients) if fused and not training.recompute else gradients
 
 
 def release(model: LoopedLM) -> None:
@@ -52,7 +55,7 @@ def release(model: LoopedLM) -> None:
     vars(model).pop("step", None)
 
 
-def _recorded(gradients: Gradients) -> Gradients:
+def _recorded(model: LoopedLM, gradients: Gradients) -> Gradients:
     """The same as one CUDA graph: of a narrow model the GPU runs a kernel in less time than the host launches it."""
     graph, inputs, targets, result = torch.cuda.CUDAGraph(), None, None, None
 
@@ -67,9 +70,12 @@ def _recorded(gradients: Gradients) -> Gradients:
                 for _ in range(WARM_UP):
                     gradients(inputs, targets)
             torch.cuda.current_stream(x.device).wait_stream(stream)
+            model.zero_grad(set_to_none=True)  # or these would stay reserved beside the graph's own
             with torch.cuda.graph(graph):
                 result = gradients(inputs, targets)
             torch.cuda.set_rng_state(random, x.device)  # dropout of the first step is that of an unrecorded one
+        if x.shape != inputs.shape:
+            raise ValueError(f"the recorded graph takes batches of {tuple(inputs.shape)}, got {tuple(x.shape)}.")
         inputs.copy_(x)
         targets.copy_(y)
         graph.replay()

@@ -20,17 +20,10 @@ PENALTY_SHARE = 0.01  # of the cross-entropy, at the states as they are
 
 
 @torch.no_grad()
-def advise(
-    subject: Subject,
-    losses: Tensor | None,
-    far: AsymptoticStep,
-    step: Callable[[Tensor], Tensor],
-    h: Tensor,
-) -> tuple[Remedy, ...]:
+def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Remedy, ...]:
     """Cheapest first.
 
     Args:
-        losses: of every token after K loops, `token_losses`; None without targets.
         far: the step far out, from `h`, states (..., d) float64; `step` in exact arithmetic.
     """
     maps = subject.maps
@@ -41,6 +34,9 @@ def advise(
     rescaled = step(remedies.rms_normalised(h, first)).norm(dim=-1).mean().item()
     kept = DAMPING * far.gain.median().item()
     damped = (far.displacement.norm(dim=-1) / (1.0 - kept)).mean().item() if kept < 1.0 else None
+    # Without and with a remedy by the same arithmetic.
+    targets, trained = subject.targets, subject.states[subject.num_loops]
+    losses = None if targets is None else token_losses(maps, trained, targets)
     loss = None if losses is None else losses.nanmean().item()
     found = [
         Remedy(

@@ -158,6 +158,7 @@ def judge(
         own, pushes = pushes[:count], pushes[count:]
         # Fixed vectors are kept if they stay in what is blind.
         stays = (hidden if family.tokens_with == searched else family.basis) if family.kind in FIXED else None
+        assert family.vectors is not None or sampled is not None  # or there is nothing to compare with
         base = bases[0] if family.vectors is not None else bases[1]
         judged.append(_judged(bench, family, directions, own, base, stays, displacement, scale))
     return tuple(judged)

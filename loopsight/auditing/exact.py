@@ -75,7 +75,7 @@ def _owns_memory(p: nn.Parameter) -> bool:
     return p.dtype in LOWER_PRECISION and p.numel() > 0 and p.is_contiguous() and whole and not p.is_inference()
 
 
-@no_type_check  # nor at run time, where that is done: it would take longer than the operations
+@no_type_check  # nor by a checker at run time: that would take longer than the operations themselves
 class _Promotion(TorchDispatchMode):
     """Float64 wins every meeting with a lower precision."""
 

@@ -37,7 +37,7 @@ from loopsight.responses import StateMap
 ACTION_TOKENS = 64  # moved in the finite test, where the readout treats every token by itself
 SEARCHES = (2, 8)  # tokens searched for blind directions, fewest and most
 SEARCH_COST = 2e11  # multiply-adds that decide between them
-OBSERVED_COST = 3e11  # multiply-adds up to which 4 K, and 8 K, loops are really run
+OBSERVED_COST = 3e11  # multiply-adds of the loops beyond 2 K up to which 4 K, or 8 K, are really run
 ROW_TOKENS = 16  # a batch of sequences at least so long is analysed on its first one, losses on all
 
 
@@ -94,7 +94,6 @@ def _audit(
     maps, last = subject.maps, subject.num_loops
     notes: list[str] = []
     generator = torch.Generator(subject.audited.device).manual_seed(seed)
-    losses = by_loop(subject) if subject.targets is not None else None
     with torch.no_grad(), exact_arithmetic(maps.module):
         rows = _independent_rows(maps.step, maps.readout, subject.audited)
         h = subject.audited[:rows]
@@ -110,7 +109,8 @@ def _audit(
         readout_degree = _degree(bench)
         far = asymptotic_step(maps.step, h)
         grown = growth(maps.step, subject.states[1][:rows].double(), h, far, last, _observed(subject, rows))
-        remedies = _remedies(subject, losses, judged, far, h) if calibration.valid else ()
+        remedies = _remedies(subject, judged, far, h) if calibration.valid else ()
+    losses = by_loop(subject) if subject.targets is not None else None
     loss = None if losses is None else loss_report(subject, losses)
     if loss is None:
         notes.append("no targets, so no cross-entropy: pass token ids as the batch, or targets.")
@@ -278,14 +278,12 @@ def _observed(subject: Subject, rows: int) -> dict[int, float]:
     return {k: norm for k, norm in enumerate(norms) if k <= 2 * last or math.isfinite(norm)}
 
 
-def _remedies(
-    subject: Subject, losses: list[Tensor] | None, judged: tuple[Direction, ...], far: AsymptoticStep, h: Tensor
-) -> tuple[Remedy, ...]:
+def _remedies(subject: Subject, judged: tuple[Direction, ...], far: AsymptoticStep, h: Tensor) -> tuple[Remedy, ...]:
     """For a scale that is blind and kept and that a loop makes grow; nothing else needs one."""
     scale = judged[0]
     if scale.verdict != "blind and active" or drive(subject.maps.step, h).mean() <= 0.0:
         return ()
-    return advise(subject, None if losses is None else losses[subject.num_loops - 1], far, subject.maps.step, h)
+    return advise(subject, far, subject.maps.step, h)
 
 
 def _loop_rows(subject: Subject, losses: list[Tensor] | None) -> tuple[LoopRow, ...]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from loopsight import AuditReport, LoopedMaps, audit
+from loopsight.auditing import run
 from loopsight.auditing.directions import verdict
 from loopsight.auditing.exact import exact_arithmetic
 from loopsight.auditing.gauge import gauge
@@ -122,6 +123,16 @@ def test_the_verdicts_do_not_depend_on_the_device(report, make_model, tokens, dt
     assert on_gpu.directions[0].visibility < 1e-12
     seen = audit(make_model(normed=False).to("cuda", dtype), tokens.cuda())
     assert seen.valid and not seen.blind
+
+
+@pytest.mark.parametrize(("cost", "furthest"), [(math.inf, 24), (5680 * 20 * 6, 12), (0.0, 6)])
+def test_a_large_model_runs_fewer_loops_to_compare_its_forecast_with(make_model, tokens, monkeypatch, cost, furthest):
+    model = make_model()
+    monkeypatch.setattr(run, "OBSERVED_COST", cost)
+    forecasts = audit(model, tokens).growth.forecasts
+    assert sum(p.numel() for p in model.parameters()) == 5680 and tokens.shape[-1] == 20
+    assert [forecast.loops for forecast in forecasts] == [3, 6, 12, 24]
+    assert [forecast.observed is not None for forecast in forecasts] == [loops <= furthest for loops in (3, 6, 12, 24)]
 
 
 def test_the_model_is_left_as_it_was(make_model, tokens):
