@@ -1,7 +1,7 @@
 """What the monitor costs: training steps without it, between two samples, and with a sample.
 
 python benchmarks/monitor.py --out results/benchmarks/monitor/cpu.json         all three in one process, in turns
-python benchmarks/monitor.py --preset 44m --device cuda --rounds 20 --out results/benchmarks/monitor/44m-cuda.json
+python benchmarks/monitor.py --preset 44m --device cuda --rounds 60 --out results/benchmarks/monitor/44m-cuda.json
 python benchmarks/monitor.py --publish        results/benchmarks/monitor.md and the README, of all that is stored there
 """
 

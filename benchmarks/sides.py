@@ -45,13 +45,13 @@ def make_step(
     if attach is not None:
         attach(model, optimiser)
     if isinstance(model, PlainLoopedLM):
-        loss_of = partial(_plain_gradients, model)
+        forward_backward = partial(_plain_forward_backward, model)
     else:
         training = replace(TRAINING_PRESETS[preset], micro_batches=micro_batches, recompute=recompute)
-        loss_of = _our_gradients(gradients_of(model, training, Supervision(placement="per_loop"), compiled=compiled))
+        forward_backward = _ours(gradients_of(model, training, Supervision(placement="per_loop"), compiled=compiled))
 
     def step(tokens: Tensor, targets: Tensor) -> float:
-        loss = loss_of(tokens, targets).item()
+        loss = forward_backward(tokens, targets).item()
         optimiser.step()
         if side == "plain" or not compiled:  # a recorded graph writes into the gradients that it has
             optimiser.zero_grad(set_to_none=True)
@@ -60,7 +60,7 @@ def make_step(
     return step
 
 
-def _plain_gradients(model: PlainLoopedLM, tokens: Tensor, targets: Tensor) -> Tensor:
+def _plain_forward_backward(model: PlainLoopedLM, tokens: Tensor, targets: Tensor) -> Tensor:
     with autocast(tokens.device):
         loss = plain_loss(model, tokens, targets)
     model.zero_grad(set_to_none=True)
@@ -69,7 +69,7 @@ def _plain_gradients(model: PlainLoopedLM, tokens: Tensor, targets: Tensor) -> T
     return loss
 
 
-def _our_gradients(gradients: Gradients) -> Callable[[Tensor, Tensor], Tensor]:
+def _ours(gradients: Gradients) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda tokens, targets: gradients(tokens, targets)[0].total
 
 
