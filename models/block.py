@@ -26,8 +26,8 @@ class Attention(nn.Module):
         self.rotate = Rotary(head_width) if config.position == "rotary" else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
-        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)
+        # Unbound before the transposition: the backward pass then stacks the three gradients in one copy, not in two.
+        query, key, value = (t.transpose(1, 2) for t in self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2))
         query, key = self.rotate(self.query_norm(query)), self.rotate(self.key_norm(key))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(-2))
@@ -54,14 +54,17 @@ class _GatedDown(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate, up, weight = ctx.saved_tensors
-        activated = F.silu(gate)
-        grad_product = grad @ weight.to(grad.dtype)
+        # One exponential for silu and its derivative; silu_backward would make another, the dearest pass of all.
+        sigmoid = torch.sigmoid(gate)
+        activated = gate * sigmoid
         rows, product = grad.reshape(-1, grad.shape[-1]), (activated * up).reshape(-1, up.shape[-1])
         grad_weight = (rows.T @ product).to(weight.dtype)
-        if torch.is_grad_enabled():  # to be differentiated again, also in forward mode, which the kernel has not
-            return grad_product * up * _silu_derivative(gate), grad_product * activated, grad_weight
-        grad_gate = torch.ops.aten.silu_backward(grad_product * up, gate)
-        return grad_gate, grad_product.mul_(activated), grad_weight
+        grad_product = grad @ weight.to(grad.dtype)
+        grad_up = grad_product * activated
+        if torch.is_grad_enabled():  # to be differentiated again
+            return grad_product * up * _silu_derivative(gate), grad_up, grad_weight
+        derivative = activated.lerp_(activated.new_ones(()), sigmoid)  # silu + sigmoid (1 - silu)
+        return grad_product.mul_(up).mul_(derivative), grad_up, grad_weight
 
     @staticmethod
     def jvp(ctx: Any, gate_tangent: Tensor, up_tangent: Tensor, weight_tangent: Tensor | None) -> Tensor:
