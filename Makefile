@@ -36,7 +36,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
 notebooks: $(VENV)/.installed
-	$(BIN)/python -m pytest --nbval proofs_notebooks
+	$(BIN)/python -m pytest -p nbval.plugin --nbval proofs_notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from experiments.errors import UsageError
 from experiments.factorial import FACTORIAL, FACTORS, levels_of
 from experiments.files import atomic_path
+from experiments.measure.statistics import t_quantile
 from experiments.provenance import provenance
 from experiments.tables import markdown
 from experiments.variant import PER_LOOP, Variant
@@ -106,13 +106,13 @@ def _half_width(runs: pd.DataFrame, factors: Sequence[str], estimates: np.ndarra
     freedom = int((cells.count() - 1).sum())
     if freedom > 0:
         variance = float(((cells.count() - 1) * cells.var().fillna(0.0)).sum()) / freedom
-        width = float(stats.t.ppf(0.975, freedom)) * math.sqrt(4.0 * variance / len(runs))
+        width = t_quantile(freedom) * math.sqrt(4.0 * variance / len(runs))
         return width, f"Student t, spread of seeds within cells, {freedom} degrees of freedom"
     size = np.abs(estimates)
     typical = 1.5 * float(np.median(size))
     pseudo = 1.5 * float(np.median(size[size < 2.5 * typical])) if typical > 0.0 else 0.0
     freedom_lenth = len(estimates) / 3
-    return float(stats.t.ppf(0.975, freedom_lenth)) * pseudo, "Lenth's pseudo standard error, one run a cell"
+    return t_quantile(freedom_lenth) * pseudo, "Lenth's pseudo standard error, one run a cell"
 
 
 def tables(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:

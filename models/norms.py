@@ -52,7 +52,7 @@ class _GainedRMS(torch.autograd.Function):
         grad_gain = r.reshape(-1).to(gain.dtype) @ product.reshape(-1, h.shape[-1])
         if torch.is_grad_enabled():  # to be differentiated again
             return (grad * r * gain - h * radial).to(h.dtype), grad_gain, None
-        return (grad * r).mul_(gain).addcmul_(h, radial, value=-1.0).to(h.dtype), grad_gain, None
+        return (grad * r).mul_(gain).sub_(h * radial).to(h.dtype), grad_gain, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, gain_tangent: Tensor | None, _: None) -> Tensor:

@@ -2,12 +2,8 @@
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One thread a worker, in the processes that tests start too: threads that wait for each other spin, and two busy
-    # processes of two threads each on two cores are many times slower.
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-import torch
+import jaxtyping
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=50)
@@ -20,4 +16,17 @@ settings.register_profile(
 settings.load_profile("ci")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread a worker, in the processes that tests start too: threads that wait for each other spin, and two busy
+    # processes of two threads each on two cores are many times slower.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch  # in workers only: the process that hands out the tests would import it for nothing, before them
+
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unchecked_types():
+    """Without the check of types and shapes at every call: as users run the library, and a quarter faster."""
+    jaxtyping.config.update("jaxtyping_disable", "1")
+    yield
+    jaxtyping.config.update("jaxtyping_disable", "0")

@@ -65,8 +65,9 @@ def deferred(model: LoopedLM, states: Sequence[Tensor], supervision: Supervision
     for k, h in enumerate(states):
         later = weights[k:]
         theory = _theory_exponent(model, later)
-        seen = [_visibility(model, factor * h, [0.0, *later]) for factor in FACTORS]
-        own = [_visibility(model, factor * h, [1.0, 0.0]) for factor in FACTORS]
+        scaled = torch.stack([factor * h for factor in FACTORS])
+        seen = _visibility(model, scaled, [0.0, *later])
+        own = _visibility(model, scaled, [1.0, 0.0])
         usable = [(x, y) for x, y in zip(FACTORS, seen, strict=True) if y > FLOOR][-FITTED_POINTS:]
         fitted = log_log_slope([x for x, _ in usable], [y for _, y in usable])
         rows += [[k, *pair, theory, fitted] for pair in zip(FACTORS, seen, own, strict=True)]
@@ -102,12 +103,16 @@ def coefficient_law(
     return pd.DataFrame(rows, columns=COEFFICIENT_LAW)
 
 
-def _visibility(model: LoopedLM, h: Float[Tensor, "windows time d"], weights: Sequence[float]) -> float:
-    """Of h's own direction, weights w_0, ..., w_n of the loops from h on, the last one of which is loop K."""
+def _visibility(
+    model: LoopedLM, scaled: Float[Tensor, "factors windows time d"], weights: Sequence[float]
+) -> list[float]:
+    """Of each state's own direction, a number a factor, weights w_0, ..., w_n of the loops from it on, the last one of
+    which is loop K. All factors go through the loops at once, as so many windows."""
     if not any(weights):
-        return float("nan")
+        return [float("nan")] * len(scaled)
+    h = scaled.flatten(0, 1)
     before, last = [*weights[:-1], 0.0], [*[0.0] * (len(weights) - 1), weights[-1]]
-    radial = isotropic = 0.0
+    radial, isotropic = h.new_zeros(len(scaled)), h.new_zeros(len(scaled))
     for part, is_last in ((before, False), (last, True)):
         if not any(part):
             continue
@@ -120,9 +125,9 @@ def _visibility(model: LoopedLM, h: Float[Tensor, "windows time d"], weights: Se
             generator=torch.Generator(h.device).manual_seed(0),
             probes=PROBES,
         )
-        radial += found.uniform.sum().item()
-        isotropic += found.isotropic_uniform.sum().item()
-    return radial / isotropic
+        radial += found.uniform.view(len(scaled), -1).sum(1)
+        isotropic += found.isotropic_uniform.view(len(scaled), -1).sum(1)
+    return (radial / isotropic).tolist()
 
 
 def _reads_scale(model: LoopedLM, weights: Sequence[float]) -> bool:

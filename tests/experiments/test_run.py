@@ -1,16 +1,19 @@
 """`python experiments/run.py`: what it writes, what it refuses, and in which words."""
 
 import importlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from experiments import figures
 from experiments.errors import exit_status
 
 ROOT = Path(__file__).parents[2]
@@ -32,32 +35,38 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def inside(monkeypatch, capsys, tmp_path):
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory):
     """The same in this process, which has torch imported already: for what does not hang on a process of its own."""
+    fonts = tmp_path_factory.mktemp("matplotlib")
 
     def run(*arguments, script="run.py"):
         main = importlib.import_module(
             {"run.py": "experiments.command", "publish.py": "experiments.publish"}[script]
         ).main
-        monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            status = exit_status(main)
-        except SystemExit as stop:
-            status = stop.code
-        printed = capsys.readouterr()
-        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setenv("MPLCONFIGDIR", str(fonts))
+            patch.setattr(sys, "argv", [script, *map(str, arguments)])
+            try:
+                status = exit_status(main)
+            except SystemExit as stop:
+                status = stop.code
+        return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
     return run
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory, cache):
-    """Every variant, once."""
+def sweep(tmp_path_factory, cache, inside):
+    """Every variant, once; with figures of one, since drawing takes as long as all else together."""
     out = tmp_path_factory.mktemp("runs")
-    done = command("--variant", "all", *TINY, "--out", out, "--cache", cache)
+    draw_run = figures.draw_run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            figures, "draw_run", lambda folder, *of: folder.name == "scale_visible-0" and draw_run(folder, *of)
+        )
+        done = inside("--variant", "all", *TINY, "--out", out, "--cache", cache)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -66,9 +75,9 @@ def test_a_run_writes_one_folder_with_everything(sweep):
     out, printed = sweep
     folder = out / "scale_visible-0"
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    figures = {"norm_by_loop", "norm_by_step", "cross_entropy_by_loop", "radial_gradient_fraction_by_loop"}
+    drawn = {"norm_by_loop", "norm_by_step", "cross_entropy_by_loop", "radial_gradient_fraction_by_loop"}
     expected = {"config.json", "environment.json", "corpus.json", "metrics.jsonl", "checkpoint.safetensors"}
-    expected |= {"summary.json"} | {f"figures/{name}.png" for name in figures}
+    expected |= {"summary.json"} | {f"figures/{name}.png" for name in drawn}
     snapshots = {name for name in found if name.startswith("snapshots/step-")}
     assert {name for name in found if not name.startswith("tensorboard/")} - snapshots == expected
     assert "snapshots/step-000000.safetensors" in snapshots and len(snapshots) > 2
@@ -83,7 +92,7 @@ def test_a_run_writes_one_folder_with_everything(sweep):
     assert all(row["quantity"] in printed for row in summary["table"])
     record = json.loads((folder / "corpus.json").read_text())
     assert all(len(digest) == 64 for digest in record["files"].values())
-    for figure in figures:
+    for figure in drawn:
         assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
 
 
