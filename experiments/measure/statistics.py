@@ -23,7 +23,7 @@ class Interval:
         return mean if self.low is None else f"{mean} [{self.low:.{digits}g}, {self.high:.{digits}g}]"
 
 
-def t_quantile(freedom: float) -> float:
+def t_quantile(freedom: int | float) -> float:
     """Half the width of a two-sided 95 % interval, in standard errors."""
     return float(stdtrit(freedom, 0.975))
 

@@ -38,7 +38,7 @@ class Looped(nn.Module):
         return self.head(self.norm(h) if self.normed else h)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., Looped]:
     def make(**options: object) -> Looped:
         torch.manual_seed(0)

@@ -23,7 +23,7 @@ def verdicts(report: AuditReport) -> dict[str, str]:
     return {direction.kind: direction.verdict for direction in report.directions}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def report(make_model, tokens):
     return audit(make_model(), tokens)
 
