@@ -35,8 +35,9 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
+# One thread a kernel: two workers' kernels with a thread a core each wait for each other, five times as long.
 notebooks: $(VENV)/.installed
-	$(BIN)/python -m pytest -p nbval.plugin --nbval proofs_notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p nbval.plugin --nbval proofs_notebooks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
