@@ -35,7 +35,7 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
-# One thread a kernel: two workers' kernels with a thread a core each wait for each other, five times as long.
+# One thread a kernel: those of two workers, with a thread a core each, would mostly wait for each other.
 notebooks: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p nbval.plugin --nbval proofs_notebooks
 

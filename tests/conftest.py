@@ -2,8 +2,6 @@
 
 import os
 
-import jaxtyping
-import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=50)
@@ -22,11 +20,3 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     import torch  # in workers only: the process that hands out the tests would import it for nothing, before them
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def unchecked_types():
-    """Without the check of types and shapes at every call: as users run the library, and a quarter faster."""
-    jaxtyping.config.update("jaxtyping_disable", "1")
-    yield
-    jaxtyping.config.update("jaxtyping_disable", "0")

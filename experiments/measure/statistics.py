@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtrit  # scipy.stats takes a second to import
+from scipy.special import stdtrit  # scipy.stats is slow to import
 
 RESAMPLES = 4000
 

@@ -4,6 +4,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -113,7 +114,13 @@ ANY_SHAPE = {  # of these the states' shape is the caller's own
 }  # fmt: skip
 COMPLAINTS = r"must|needs|holds|do not|does not|is no|cannot"
 
-pytestmark = pytest.mark.usefixtures("unchecked_types")  # jaxtyping would refuse integers and shapes first
+
+@pytest.fixture(autouse=True)
+def as_users_run_it():
+    """Without jaxtyping, which would refuse integers and shapes first: users do not have its checks switched on."""
+    jaxtyping.config.update("jaxtyping_disable", "1")
+    yield
+    jaxtyping.config.update("jaxtyping_disable", "0")
 
 
 @pytest.mark.parametrize("kind", BAD_STATES)

@@ -32,7 +32,6 @@ def test_proof(key):
     assert str(proof).lstrip().startswith("1. ") and proof._repr_latex_().startswith("$$")
 
 
-@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("key", PROPOSITIONS)
 @given(case=cases)
 def test_numeric_check(key, case):
