@@ -36,30 +36,33 @@ def test_every_make_target_exists():
 
 STARTER = """
 import json, runpy, sys
-root, scripts, statuses = sys.argv[1], sys.argv[2:], {}
+root, scripts = sys.argv[1], sys.argv[2:]
 path = sys.path[1:]
-for script in scripts:
+
+def start(script, argument):
     for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "experiments", "models")]:
         del sys.modules[name]
     sys.path[:] = [f"{root}/{script}".rpartition("/")[0], *path]  # as `python SCRIPT` has it
-    sys.argv[:] = [script, "--help"]
+    sys.argv[:] = [script, argument]
     try:
         runpy.run_path(f"{root}/{script}", run_name="__main__")
-        statuses[script] = "did not exit"
+        return "did not exit"
     except SystemExit as stop:
-        statuses[script] = stop.code or 0
+        return stop.code or 0
     except BaseException as error:
-        statuses[script] = repr(error)
-print(json.dumps(statuses))
+        return repr(error)
+
+print(json.dumps({script: [start(script, "--help"), start(script, "--no-such-option")] for script in scripts}))
 """
 
 
-def test_every_script_starts_from_anywhere(tmp_path):
+def test_every_script_starts_from_anywhere_and_refuses_what_it_does_not_know(tmp_path):
     """One process for all of them, since importing torch takes seconds; our own modules are imported anew for each."""
     named = sorted({command[1] for command in scripts(COMMANDS)})
     arguments = [sys.executable, "-c", STARTER, str(ROOT), *named]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
-    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(named, 0), done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(named, [0, 2]), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_every_option_and_variant_parses():

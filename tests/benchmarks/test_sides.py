@@ -1,17 +1,12 @@
 """The plain implementation that ours is compared with computes the same, and the comparison would notice if not."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import sides
 from benchmarks.plain import PlainNorm
-
-ROOT = Path(__file__).parents[2]
 
 
 def losses(side, readout, **options):
@@ -36,11 +31,9 @@ def test_both_sides_see_the_same_batches():
         assert torch.equal(ours, again)
 
 
-def test_dry_run_of_the_gpu_comparison(tmp_path):
-    command = ["benchmarks/gpu.py", "--preset", "tiny", "--device", "cpu", "--rounds", "3", "--batch-sizes", "2"]
-    done = subprocess.run(
-        [sys.executable, *command, "--out", str(tmp_path / "speed.json")], cwd=ROOT, capture_output=True, text=True
-    )
+def test_dry_run_of_the_gpu_comparison(tmp_path, inside):
+    arguments = ["--preset", "tiny", "--device", "cpu", "--rounds", "3", "--batch-sizes", "2"]
+    done = inside(*arguments, "--out", tmp_path / "speed.json", main="benchmarks.gpu")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "speed.json").read_text())
     assert {run["readout"] for run in results["runs"]} == set(sides.READOUTS)

@@ -1,5 +1,6 @@
 """Small runs for the tests: the tiny preset on the synthetic corpus, one thread."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,6 @@ def readme() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def arithmetic_of_its_own():
-    """One thread; and what a command sets for its whole process does not outlive the test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
-    torch.use_deterministic_algorithms(False)
+def arithmetic_of_its_own(own_arithmetic) -> Iterator[None]:
+    with own_arithmetic():
+        yield

@@ -1,20 +1,17 @@
 """A campaign keeps its plan, stops at its deadline, goes on from there, and packs what is finished."""
 
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from experiments import campaign, gpu
+from experiments import campaign
 from experiments.config import TRAINING_PRESETS
 from experiments.corpus import CorpusConfig, prepare
-from experiments.errors import Interrupted, exit_status
+from experiments.errors import Interrupted
 from experiments.files import read_json
 from experiments.flops import forward_flops, matmul_peak, training_flops
 from experiments.measure import loops
@@ -23,7 +20,6 @@ from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS
 from models import PRESETS
 
-ROOT = Path(__file__).parents[2]
 CORPUS = CorpusConfig(data="synthetic", tokeniser="word", vocab_size=256)
 LOOPS = Measure(tables=("loops",), measure=loops.measure)
 EXECUTION = Execution(device=torch.device("cpu"), snapshots=1)
@@ -150,21 +146,10 @@ def test_arithmetic_is_counted_as_published():
     assert matmul_peak(torch.device("cpu"), rounds=1, repeats=1) > 1e8
 
 
-def test_dry_run_of_the_command(tmp_path):
-    command = [sys.executable, "experiments/gpu.py", "--preset", "tiny", "--device", "cpu", "--data", "synthetic"]
-    command += [
-        "--tokens",
-        "1024",
-        "--variants",
-        "scale_visible",
-        "--central-seeds",
-        "1",
-        "--snapshots",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run([*command, "--minutes", "5"], cwd=ROOT, capture_output=True, text=True)
+def test_dry_run_of_the_command(tmp_path, inside):
+    arguments = ["--minutes", "5", "--preset", "tiny", "--device", "cpu", "--data", "synthetic", "--tokens", "1024"]
+    arguments += ["--variants", "scale_visible", "--central-seeds", "1", "--snapshots", "1", "--out", tmp_path]
+    done = inside(*arguments, main="experiments.gpu")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 runs, complete" in done.stdout  # measured by the process beside, and to its end
     assert {"loops", "clamp", "halting"} <= {path.stem for path in (tmp_path / "packed" / "tables").iterdir()}
@@ -184,11 +169,9 @@ def test_dry_run_of_the_command(tmp_path):
         (["--minutes", "1", "--snapshots", "-1"], "--snapshots must be at least 0"),
     ],
 )
-def test_requests_that_are_wrong_end_with_status_2(wrong, sentence, tmp_path, cache, corpus, monkeypatch, capsys):
+def test_requests_that_are_wrong_end_with_status_2(wrong, sentence, tmp_path, cache, corpus, inside):
     campaign.write_plan(tmp_path, replace(plan_of(("scale_visible", 0)), corpus_key=corpus.key))
     arguments = ["--device", "cpu", "--data", "synthetic", "--vocab-size", "256", "--preset", "tiny"]
-    arguments += ["--out", str(tmp_path), "--cache", str(cache)]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments, *wrong])
-    assert exit_status(gpu.main) == 2
-    printed = capsys.readouterr()
-    assert sentence in printed.err and printed.err.count("\n") == 1
+    done = inside(*arguments, "--out", tmp_path, "--cache", cache, *wrong, main="experiments.gpu")
+    assert done.returncode == 2
+    assert sentence in done.stderr and done.stderr.count("\n") == 1

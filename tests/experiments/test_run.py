@@ -1,61 +1,24 @@
 """`python experiments/run.py`: what it writes, what it refuses, and in which words."""
 
-import importlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from experiments import figures
-from experiments.errors import exit_status
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("scale_visible-0", "terminal_scale_invariant-0", "scale_removing-0")
 TINY = ["--preset", "tiny", "--data", "synthetic", "--steps", "4", "--device", "cpu"]
 
 
-def command(*arguments, script="run.py"):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"},
-        cwd="/",
-    )
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def inside(tmp_path_factory):
-    """The same in this process, which has torch imported already: for what does not hang on a process of its own."""
-    fonts = tmp_path_factory.mktemp("matplotlib")
-
-    def run(*arguments, script="run.py"):
-        main = importlib.import_module(
-            {"run.py": "experiments.command", "publish.py": "experiments.publish"}[script]
-        ).main
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.setenv("MPLCONFIGDIR", str(fonts))
-            patch.setattr(sys, "argv", [script, *map(str, arguments)])
-            try:
-                status = exit_status(main)
-            except SystemExit as stop:
-                status = stop.code
-        return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -251,13 +214,13 @@ def test_another_configuration_names_what_differs(sweep, cache, inside):
     assert "holds a run that differs in training.weight_decay;" in done.stderr
 
 
-def test_a_folder_in_use_is_refused(sweep, cache):
+def test_a_folder_in_use_is_refused(sweep, cache, inside):
     from experiments.files import exclusive
 
     out, _ = sweep
     with exclusive(out / "scale_visible-0") as ours:
         assert ours
-        done = command("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache, "--resume")
+        done = inside("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache, "--resume")
     assert done.returncode == 2 and "another process is working in" in done.stderr
 
 
@@ -275,13 +238,13 @@ def test_nothing_is_touched_but_out_and_cache(tmp_path):
     assert list(home.rglob("*")) == []
 
 
-def test_help_names_every_variant_and_every_option(cache):
+def test_help_names_every_variant_and_every_option(inside):
     from dataclasses import fields
 
     from experiments.command import Arguments
     from experiments.variants import VARIANTS
 
-    done = command("--help")
+    done = inside("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in VARIANTS)
     assert all("--" + field.name.replace("_", "-") in done.stdout for field in fields(Arguments))
@@ -294,18 +257,18 @@ def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path, in
     out = shutil.copytree(out, tmp_path / "runs")
     (out / "interrupted-0").mkdir(exist_ok=True)
     (out / "interrupted-0" / "config.json").write_text("{}")
-    done = inside(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
+    done = inside(out, tmp_path / "cpu", "--readme", readme, main="experiments.publish")
     assert done.returncode == 0, done.stderr
     assert "left out, unfinished: interrupted-0" in done.stderr
     packed = json.loads((tmp_path / "cpu" / "runs.json").read_text())
     assert packed["missing"] == ["interrupted-0"] and "layernorm-0" in packed["runs"]
     table = (tmp_path / "cpu" / "comparison.md").read_text()
     assert readme.read_text() == f"before\n<!-- cpu -->\n{table}<!-- /cpu -->\nafter\n"
-    assert inside(tmp_path / "none", tmp_path / "cpu", script="publish.py").returncode == 2
+    assert inside(tmp_path / "none", tmp_path / "cpu", main="experiments.publish").returncode == 2
     other = json.loads((out / "layernorm-0" / "summary.json").read_text())
     other["config"]["training"]["steps"] += 1
     (out / "layernorm-0" / "summary.json").write_text(json.dumps(other))
-    refused = inside(out, tmp_path / "cpu", "--readme", readme, script="publish.py")
+    refused = inside(out, tmp_path / "cpu", "--readme", readme, main="experiments.publish")
     assert refused.returncode == 2 and "cannot be compared" in refused.stderr
 
 

@@ -12,37 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.corpus import prepare
-from experiments.device import make_arithmetic_repeatable
 from experiments.errors import RunError
-from experiments.runs import read_config
 from experiments.training import checkpoint as checkpoints
 from experiments.training.metrics import read_metrics
-from experiments.training.trainer import CHECKPOINT, Execution, train
+from experiments.training.trainer import CHECKPOINT, train
 
 ROOT = Path(__file__).parents[3]
 STEPS = 60
-COMMAND = [
-    sys.executable,
-    str(ROOT / "experiments" / "run.py"),
+ARGUMENTS = (
     *("--variant", "scale_invariant", "--preset", "tiny", "--data", "synthetic", "--steps", str(STEPS)),
     *("--checkpoint-every", "10", "--device", "cpu"),
-]
+)
 
 
 def weights(folder):
     return load_file(folder / "scale_invariant-0" / CHECKPOINT)
-
-
-def run_command(out, cache, *more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, "--out", str(out), "--cache", str(cache), *more],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +35,26 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, cache):
+def uninterrupted(tmp_path_factory, cache, inside):
+    """The weights of the same command never stopped."""
     out = tmp_path_factory.mktemp("whole")
-    finish(run_command(out, cache))
+    done = inside(*ARGUMENTS, "--out", out, "--cache", cache)
+    assert done.returncode == 0, done.stderr
     return weights(out)
 
 
-def finish(process):
-    _, error = process.communicate()
-    assert process.returncode == 0, error
-
-
-def stop_midway(process, folder, how):
-    """Send the signal once some, but not all, checkpoints are written."""
+def stop_midway(out, cache, how):
+    """The command in a process of its own, which gets the signal once some, but not all, checkpoints are written."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "experiments" / "run.py", *ARGUMENTS, "--out", out, "--cache", cache],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if len(read_metrics(folder / "scale_invariant-0" / "metrics.jsonl")) >= 2:
+        if len(read_metrics(out / "scale_invariant-0" / "metrics.jsonl")) >= 2:
             process.send_signal(how)
             break
         time.sleep(0.002)
@@ -74,17 +62,9 @@ def stop_midway(process, folder, how):
     return process.returncode, error
 
 
-def resume_here(folder, cache):
-    """The same without another process: what training does at `--resume`."""
-    device, config = torch.device("cpu"), read_config(folder)
-    make_arithmetic_repeatable(device)
-    corpus = prepare(config.corpus, cache, min_tokens=config.model.context + 1)
-    train(config, corpus.train, folder, Execution(device=device, checkpoint_every=10))
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_equals_never_stopped(how, tmp_path, cache, uninterrupted):
-    status, error = stop_midway(run_command(tmp_path, cache), tmp_path, how)
+def test_stopped_and_resumed_equals_never_stopped(how, tmp_path, cache, uninterrupted, inside):
+    status, error = stop_midway(tmp_path, cache, how)
     stopped_at = checkpoints.load(tmp_path / "scale_invariant-0" / CHECKPOINT).step
     assert 0 < stopped_at < STEPS, "stopped too late to test anything"
     if how is signal.SIGKILL:
@@ -94,10 +74,8 @@ def test_stopped_and_resumed_equals_never_stopped(how, tmp_path, cache, uninterr
         last = error.splitlines()[-1]
         assert last.startswith("error: interrupted at step ") and last.endswith("--resume to go on.")
         assert "Traceback" not in error
-    if how is not signal.SIGTERM:
-        finish(run_command(tmp_path, cache, "--resume"))
-    else:
-        resume_here(tmp_path / "scale_invariant-0", cache)
+    done = inside(*ARGUMENTS, "--out", tmp_path, "--cache", cache, "--resume")
+    assert done.returncode == 0, done.stderr
     after = weights(tmp_path)
     assert after.keys() == uninterrupted.keys()
     assert all(torch.equal(after[name], uninterrupted[name]) for name in after)
