@@ -7,7 +7,7 @@ forward-mode derivative, and initial states drawn anew in every call.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ WITHOUT_FORWARD_MODE = ("flash", "flex")
 class _Faithful(TorchFunctionMode):
     """A float64 tensor stays one when float32 is asked of it, and gradient mode is not switched off."""
 
+    @no_type_check  # nor by a checker at run time: that would take longer than the operations themselves
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -32,13 +33,9 @@ class _Faithful(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
             if func is Tensor.float:
                 return args[0]
-            args = tuple(_not_single(value) for value in args)
-            kwargs = {name: _not_single(value) for name, value in kwargs.items()}
+            args = [torch.float64 if value is torch.float32 else value for value in args]
+            kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()}
         return func(*args, **kwargs)
-
-
-def _not_single(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
 
 
 @contextmanager

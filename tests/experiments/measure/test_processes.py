@@ -66,7 +66,7 @@ def test_side_by_side_leaves_what_cannot_be_measured(tmp_path):
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    measure_side_by_side(folders, tmp_path, processes=2)
+    measure_side_by_side(folders, tmp_path, processes=1)
     assert not multiprocessing.active_children()
     for folder in folders:  # and says why when it is asked
         with pytest.raises(RunError, match="config.json"):

@@ -18,7 +18,7 @@ from experiments.training.metrics import read_metrics
 from experiments.training.trainer import CHECKPOINT, train
 
 ROOT = Path(__file__).parents[3]
-STEPS = 60
+STEPS = 80
 ARGUMENTS = (
     *("--variant", "scale_invariant", "--preset", "tiny", "--data", "synthetic", "--steps", str(STEPS)),
     *("--checkpoint-every", "10", "--device", "cpu"),
@@ -43,18 +43,20 @@ def uninterrupted(tmp_path_factory, cache, inside):
     return weights(out)
 
 
-def stop_midway(out, cache, how):
-    """The command in a process of its own, which gets the signal once some, but not all, checkpoints are written."""
+def stop_midway(out, cache, how, *more):
+    """The command in a process of its own, which gets the signal when it has written a checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "experiments" / "run.py", *ARGUMENTS, "--out", out, "--cache", cache],
+        [sys.executable, ROOT / "experiments" / "run.py", *ARGUMENTS, "--out", out, "--cache", cache, *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
+    checkpoint = out / "scale_invariant-0" / CHECKPOINT
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if len(read_metrics(out / "scale_invariant-0" / "metrics.jsonl")) >= 2:
+        if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
             process.send_signal(how)
             break
         time.sleep(0.002)
@@ -62,25 +64,25 @@ def stop_midway(out, cache, how):
     return process.returncode, error
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_equals_never_stopped(how, tmp_path, cache, uninterrupted, inside):
-    status, error = stop_midway(tmp_path, cache, how)
-    stopped_at = checkpoints.load(tmp_path / "scale_invariant-0" / CHECKPOINT).step
-    assert 0 < stopped_at < STEPS, "stopped too late to test anything"
-    if how is signal.SIGKILL:
-        assert status == -signal.SIGKILL
-    else:
-        assert status == 1
-        last = error.splitlines()[-1]
-        assert last.startswith("error: interrupted at step ") and last.endswith("--resume to go on.")
-        assert "Traceback" not in error
+def test_stopped_again_and_again_and_resumed_equals_never_stopped(tmp_path, cache, uninterrupted, inside):
+    folder, stopped_at = tmp_path / "scale_invariant-0", [0]
+    for how in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+        status, error = stop_midway(tmp_path, cache, how, "--resume")
+        stopped_at.append(checkpoints.load(folder / CHECKPOINT).step)
+        if how is signal.SIGKILL:
+            assert status == -signal.SIGKILL
+        else:
+            assert status == 1
+            last = error.splitlines()[-1]
+            assert last.startswith("error: interrupted at step ") and last.endswith("--resume to go on.")
+            assert "Traceback" not in error
+    assert stopped_at == sorted(set(stopped_at)) and stopped_at[-1] < STEPS, "stopped too late to test anything"
     done = inside(*ARGUMENTS, "--out", tmp_path, "--cache", cache, "--resume")
     assert done.returncode == 0, done.stderr
     after = weights(tmp_path)
     assert after.keys() == uninterrupted.keys()
     assert all(torch.equal(after[name], uninterrupted[name]) for name in after)
-    steps = [record["step"] for record in read_metrics(tmp_path / "scale_invariant-0" / "metrics.jsonl")]
-    assert steps == list(range(10, STEPS + 1, 10))
+    assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == list(range(10, STEPS + 1, 10))
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd", "muon"])

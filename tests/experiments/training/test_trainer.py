@@ -23,6 +23,7 @@ def final_cross_entropy(folder):
 def test_loss_comes_near_the_entropy_floor_and_not_without_training(make_config, synthetic, execution, tmp_path):
     floor, execution = synthetic.record["entropy_floor_nats"], replace(execution, checkpoint_every=400)
     config = make_config("untied_scale_invariant", steps=400, batch_size=16, learning_rate=1e-2, schedule="cosine")
+    config = replace(config, model=replace(config.model, num_loops=2))
     train(config, synthetic.train, tmp_path / "long", execution)
     assert floor - 0.05 < final_cross_entropy(tmp_path / "long") < floor + 0.25
     short = replace(config, training=replace(config.training, steps=2))
