@@ -34,35 +34,61 @@ def test_every_make_target_exists():
     assert {"run", "test", "notebooks", "sweep"} <= named <= targets
 
 
+WRONG = {
+    "experiments/run.py": ["--variant", "nonsense"],
+    "experiments/gpu.py": ["--minutes", "0", "--out", "nowhere"],
+    "experiments/report.py": ["nowhere"],
+    "experiments/publish.py": ["nowhere", "nowhere"],
+    "experiments/readme.py": ["planted", "nowhere"],
+    "experiments/screenshot.py": ["nowhere"],
+    "experiments/long_profile.py": ["P0"],
+    "benchmarks/audit.py": ["--device", "nonsense", "--out", "nowhere"],
+    "benchmarks/gpu.py": ["--publish", "nowhere"],
+    "benchmarks/monitor.py": ["--device", "nonsense", "--out", "nowhere"],
+}
 STARTER = """
-import json, runpy, sys
-root, scripts = sys.argv[1], sys.argv[2:]
+import contextlib, io, json, runpy, sys
+root, requests = sys.argv[1], json.loads(sys.argv[2])
 path = sys.path[1:]
 
-def start(script, argument):
+def start(script, *arguments):
     for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "experiments", "models")]:
         del sys.modules[name]
     sys.path[:] = [f"{root}/{script}".rpartition("/")[0], *path]  # as `python SCRIPT` has it
-    sys.argv[:] = [script, argument]
-    try:
-        runpy.run_path(f"{root}/{script}", run_name="__main__")
-        return "did not exit"
-    except SystemExit as stop:
-        return stop.code or 0
-    except BaseException as error:
-        return repr(error)
+    sys.argv[:] = [script, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            runpy.run_path(f"{root}/{script}", run_name="__main__")
+            status = "did not exit"
+        except SystemExit as stop:
+            status = stop.code or 0
+        except BaseException as raised:
+            status = repr(raised)
+    return status, error.getvalue()
 
-print(json.dumps({script: [start(script, "--help"), start(script, "--no-such-option")] for script in scripts}))
+print(json.dumps([start(*request) for request in requests]))
 """
 
 
-def test_every_script_starts_from_anywhere_and_refuses_what_it_does_not_know(tmp_path):
-    """One process for all of them, since importing torch takes seconds; our own modules are imported anew for each."""
-    named = sorted({command[1] for command in scripts(COMMANDS)})
-    arguments = [sys.executable, "-c", STARTER, str(ROOT), *named]
+def start_from_elsewhere(tmp_path, requests):
+    """Statuses, and what went to standard error, of scripts with arguments.
+
+    One process for all of them, since importing torch takes seconds; our own modules are imported anew for each.
+    """
+    arguments = [sys.executable, "-c", STARTER, str(ROOT), json.dumps(requests)]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
-    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(named, [0, 2]), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_script_starts_from_anywhere_and_refuses_a_wrong_request_in_one_sentence(tmp_path):
+    named = sorted({command[1] for command in scripts(COMMANDS)} | WRONG.keys())
+    helped = [[script, "--help"] for script in named]
+    wrong = [[script, *arguments] for script, arguments in WRONG.items()]
+    found = start_from_elsewhere(tmp_path, helped + wrong)
+    assert [status for status, _ in found[: len(helped)]] == [0] * len(helped), found
+    for request, (status, error) in zip(wrong, found[len(helped) :], strict=True):
+        assert status == 2 and error.startswith("error: ") and error.count("\n") == 1, (request, status, error)
 
 
 def test_every_option_and_variant_parses():

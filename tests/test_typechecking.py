@@ -4,7 +4,7 @@ import pytest
 import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
-from typechecking import checked
+from typechecking import CHECKERS, checked
 
 from models.norms import rms_normalise
 
@@ -14,9 +14,14 @@ def first_of(x: Float[Tensor, "n d"], *, taken: int) -> Float[Tensor, " d"]:
     return x[0, :taken]
 
 
-def inner(annotation, default=0):
+@jaxtyped(typechecker=checked)
+def spoil(values: list[int]) -> None:
+    values[:] = ["a"]
+
+
+def inner(annotation, default=None):
     @jaxtyped(typechecker=checked)
-    def give(x: annotation, y: annotation = default) -> annotation:
+    def give(x: annotation, y: object = default) -> annotation:
         return x
 
     return give
@@ -40,15 +45,35 @@ def test_a_result_is_held_to_the_sizes_of_the_arguments():
         first_of(torch.ones(2, 3), taken=2)
 
 
-def test_functions_of_one_name_are_told_apart():
-    assert inner(int)(1) == 1 and inner(str, "")("a") == "a"
-    with pytest.raises(TypeCheckError):
-        inner(int)("a")
-    with pytest.raises(TypeCheckError):
-        inner(str, "")(1)
+def test_an_argument_that_the_call_spoils_is_refused_behind_it():
+    with pytest.raises(TypeCheckError, match="the return value of"):
+        spoil([1])
 
 
-def test_a_default_that_cannot_be_hashed_is_no_obstacle():
-    assert inner(list, [])([1]) == [1]
+@pytest.mark.parametrize(
+    ("one", "good", "other", "bad"),
+    [
+        (lambda: int, 1, lambda: str, "a"),
+        (lambda: Float[Tensor, "n d"], torch.ones(2, 3), lambda: Float[Tensor, " n"], torch.ones(2)),
+        (
+            lambda: tuple[Float[Tensor, "n d"]],
+            (torch.ones(2, 3),),
+            lambda: tuple[Float[Tensor, " n"]],
+            (torch.ones(2),),
+        ),
+    ],
+)
+def test_functions_of_one_name_are_told_apart_and_equal_ones_are_not(one, good, other, bad):
+    assert inner(one())(good) is good
+    made = len(CHECKERS)
+    assert inner(one())(good) is good and len(CHECKERS) == made
+    assert inner(other())(bad) is bad and len(CHECKERS) > made
     with pytest.raises(TypeCheckError):
-        inner(list, [])(1)
+        inner(one())(bad)
+
+
+def test_defaults_make_no_further_checkers():
+    inner(int, [])
+    made = len(CHECKERS)
+    assert inner(int, [1])(1) == inner(int, torch.ones(2))(1) == 1
+    assert len(CHECKERS) == made

@@ -25,7 +25,7 @@ from models import LoopedLM, Supervision
 FACTORS = (1.0, 10.0, 100.0, 1e3, 1e4)
 FITTED_POINTS = 3  # the farthest: a state can itself be smaller than what a loop adds, and the law is asymptotic
 FLOOR = 1e-26  # of a relative visibility in float64, with room: below it there is rounding
-WINDOWS = 1  # of the exact windows: every factor, loop and probe costs a forward mode through all later loops
+WINDOWS = 1  # of the exact windows: every loop and probe costs a forward mode of all factors through all later loops
 PROBES = 2
 PLACEMENTS = (Supervision(placement="terminal"), Supervision(placement="per_loop"))
 

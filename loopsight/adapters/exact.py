@@ -23,7 +23,7 @@ WITHOUT_FORWARD_MODE = ("flash", "flex")
 class _Faithful(TorchFunctionMode):
     """A float64 tensor stays one when float32 is asked of it, and gradient mode is not switched off."""
 
-    @no_type_check  # nor by a checker at run time: that would take longer than the operations themselves
+    @no_type_check  # called for every operation of a model: checking its types at run time would take longer than that
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -33,9 +33,14 @@ class _Faithful(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
             if func is Tensor.float:
                 return args[0]
-            args = [torch.float64 if value is torch.float32 else value for value in args]
-            kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()}
+            args = tuple(_not_single(value) for value in args)
+            kwargs = {name: _not_single(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
+
+
+@no_type_check
+def _not_single(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
 
 
 @contextmanager

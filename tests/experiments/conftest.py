@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import own_arithmetic
 
 from experiments.config import RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus, prepare
@@ -45,6 +46,6 @@ def readme() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def arithmetic_of_its_own(own_arithmetic) -> Iterator[None]:
+def arithmetic_of_its_own() -> Iterator[None]:
     with own_arithmetic():
         yield

@@ -5,11 +5,9 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 
 import experiments.propositions as command
 import theory.proposition
-from experiments.errors import exit_status
 from theory.proposition import Residual
 
 PROPOSITIONS = theory.proposition.propositions()
@@ -23,27 +21,20 @@ def readme(tmp_path):
     return path
 
 
-def run(monkeypatch, readme, propositions) -> int:
-    monkeypatch.setattr(theory.proposition, "propositions", lambda: {p.key: p for p in propositions})
-    arguments = [
-        "propositions.py",
-        "--results",
-        str(readme.parent / "results"),
-        "--readme",
-        str(readme),
-        "--cases",
-        "2",
-    ]
-    monkeypatch.setattr("sys.argv", arguments)
-    threads = torch.get_num_threads()
-    try:
-        return exit_status(command.main)
-    finally:
-        torch.set_num_threads(threads)
+@pytest.fixture
+def run(monkeypatch, readme, inside):
+    """The command, of some propositions."""
+
+    def propositions(*chosen):
+        monkeypatch.setattr(theory.proposition, "propositions", lambda: {p.key: p for p in chosen})
+        arguments = ["--results", readme.parent / "results", "--readme", readme, "--cases", 2]
+        return inside(*arguments, main="experiments.propositions")
+
+    return propositions
 
 
-def test_table_and_section_say_what_was_proven_checked_and_refuted(monkeypatch, readme, capsys):
-    assert run(monkeypatch, readme, [P1]) == 0
+def test_table_and_section_say_what_was_proven_checked_and_refuted(run, readme):
+    assert run(P1).returncode == 0
     with (readme.parent / "results" / "propositions.csv").open(encoding="utf-8") as lines:
         (row,) = csv.DictReader(lines)
     assert row["proposition"] == "P1" and row["words"] == P1.words and row["cases"] == "2"
@@ -66,16 +57,16 @@ def test_table_and_section_say_what_was_proven_checked_and_refuted(monkeypatch, 
     ],
     ids=["does not hold", "measured nothing", "control holds", "control measured nothing"],
 )
-def test_what_does_not_hold_fails_the_command_and_is_named(monkeypatch, readme, capsys, broken):
-    assert run(monkeypatch, readme, [replace(PROPOSITIONS["P2"], check=P1.check, control=P1.control), broken]) == 1
-    assert "error: P1 did not hold" in capsys.readouterr().err
+def test_what_does_not_hold_fails_the_command_and_is_named(run, broken):
+    done = run(replace(PROPOSITIONS["P2"], check=P1.check, control=P1.control), broken)
+    assert done.returncode == 1 and "error: P1 did not hold" in done.stderr
 
 
-def test_without_its_place_in_the_readme_nothing_is_computed(monkeypatch, readme, capsys):
+def test_without_its_place_in_the_readme_nothing_is_computed(run, readme):
     readme.write_text("no markers\n", encoding="utf-8")
-    assert run(monkeypatch, readme, [P1]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and "<!-- propositions -->" in message and message.count("\n") == 1
+    done = run(P1)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "<!-- propositions -->" in done.stderr
     assert not (readme.parent / "results").exists()
 
 

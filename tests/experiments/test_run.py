@@ -215,12 +215,14 @@ def test_another_configuration_names_what_differs(sweep, cache, inside):
 
 
 def test_a_folder_in_use_is_refused(sweep, cache, inside):
-    from experiments.files import exclusive
-
     out, _ = sweep
-    with exclusive(out / "scale_visible-0") as ours:
-        assert ours
+    holding = "import sys; from experiments.files import exclusive\n"
+    holding += "with exclusive(sys.argv[1]) as ours: print(ours, flush=True); sys.stdin.read()"
+    other = [sys.executable, "-c", holding, out / "scale_visible-0"]
+    with subprocess.Popen(other, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "True\n"
         done = inside("--variant", "scale_visible", *TINY, "--out", out, "--cache", cache, "--resume")
+        process.stdin.close()
     assert done.returncode == 2 and "another process is working in" in done.stderr
 
 
@@ -233,6 +235,7 @@ def test_nothing_is_touched_but_out_and_cache(tmp_path):
         [sys.executable, ROOT / "experiments" / "run.py", *arguments],
         capture_output=True,
         env=environment | {"HOME": str(home), "OMP_NUM_THREADS": "1"},
+        cwd="/",
     )
     assert done.returncode == 0
     assert list(home.rglob("*")) == []

@@ -114,8 +114,8 @@ def test_light_dark_and_phone(tab):
         tab.emulate_media(color_scheme=scheme)
         red, green, blue = SCHEMES[scheme]
         style = "getComputedStyle(document.body).backgroundColor"
-        assert tab.evaluate(style) == f"rgb({red}, {green}, {blue})"
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate(style) == f"rgb({red}, {green}, {blue})", (width, scheme)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, (width, scheme)
         for selector in ("body", ".soft", ".verdict", "summary", "figure svg text"):
             assert tab.evaluate(CONTRAST, selector) >= 4.5, (width, scheme, selector)
 

@@ -2,17 +2,14 @@
 
 import json
 import re
-import sys
 from collections import Counter
 
 import pytest
 
 from experiments.claims import CLAIMS
-from experiments.errors import exit_status
 from experiments.evidence import pack
 from experiments.reporting import gallery
 from experiments.reporting.collect import collect
-from experiments.reporting.command import main
 from experiments.reporting.gallery import PICTURES
 
 
@@ -102,39 +99,32 @@ def no_figures(runs):
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path):
-    """The command in this process, which has imported everything: arguments to exit status."""
-    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+def command(monkeypatch, inside):
+    """The command, which draws nothing."""
     monkeypatch.setattr(gallery, "draw_all", no_figures)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
-        return exit_status(main)
-
-    return run
+    return lambda *arguments: inside(*arguments, main="experiments.reporting.command")
 
 
-def test_the_command_reports_and_names_what_it_left_out(world, tmp_path, command, capsys):
+def test_the_command_reports_and_names_what_it_left_out(world, tmp_path, command):
     runs = world.write(tmp_path / "runs", names=["scale_visible"])
     (runs / "broken").mkdir()
     (runs / "broken" / "config.json").write_text("{")
-    assert command(runs, "-o", tmp_path / "out", "--no-measure", "--cache", tmp_path) == 0
-    printed = capsys.readouterr()
-    assert "left out: broken: cannot read" in printed.err
-    assert "not measured" in printed.out and (tmp_path / "out" / "index.html").exists()
+    done = command(runs, "-o", tmp_path / "out", "--no-measure", "--cache", tmp_path)
+    assert done.returncode == 0 and "left out: broken: cannot read" in done.stderr
+    assert "not measured" in done.stdout and (tmp_path / "out" / "index.html").exists()
 
 
-def test_packed_runs_give_the_report_of_the_runs(world, tmp_path, command, capsys):
+def test_packed_runs_give_the_report_of_the_runs(world, tmp_path, command):
     """Without --no-measure: packed runs have no weights, so that nothing could be measured."""
     runs = world.write(tmp_path / "runs", names=["scale_visible", "scale_invariant"])
     pack(sorted(runs.iterdir()), tmp_path / "packed", missing=["layernorm-0"])
-    assert command(runs, "-o", tmp_path / "out", "--no-measure", "--cache", tmp_path) == 0
-    assert command(tmp_path / "packed", "-o", tmp_path / "again", "--cache", tmp_path) == 0
-    assert "left out: layernorm-0: incomplete" in capsys.readouterr().err
+    assert command(runs, "-o", tmp_path / "out", "--no-measure", "--cache", tmp_path).returncode == 0
+    done = command(tmp_path / "packed", "-o", tmp_path / "again", "--cache", tmp_path)
+    assert done.returncode == 0 and "left out: layernorm-0: incomplete" in done.stderr
     assert (tmp_path / "again" / "claims.json").read_text() == (tmp_path / "out" / "claims.json").read_text()
     (tmp_path / "packed" / "runs.json").write_text("[]")
-    assert command(tmp_path / "packed", "-o", tmp_path / "third") == 1
-    assert "of another version; pack the runs again" in capsys.readouterr().err
+    done = command(tmp_path / "packed", "-o", tmp_path / "third")
+    assert done.returncode == 1 and "of another version; pack the runs again" in done.stderr
     assert not (tmp_path / "third").exists()
 
 
@@ -148,24 +138,23 @@ def test_runs_that_lack_tables_are_measured_side_by_side_first(
     monkeypatch.setattr("experiments.reporting.command.unmeasured", lambda f: ["loops"] if f in waiting else [])
     monkeypatch.setattr("experiments.reporting.command.measure_side_by_side", lambda *given: measured.append(given))
     monkeypatch.setattr("experiments.reporting.command.measure_run", lambda *_, **__: None)
-    assert command(runs, "-o", tmp_path / "out", "--cache", tmp_path, "--processes", processes) == 0
+    assert command(runs, "-o", tmp_path / "out", "--cache", tmp_path, "--processes", processes).returncode == 0
     assert measured == ([(waiting, tmp_path, processes)] if ahead else [])
 
 
-def test_requests_that_are_wrong_end_with_status_2(tmp_path, command, capsys):
+def test_requests_that_are_wrong_end_with_status_2(tmp_path, command):
     (tmp_path / "file").write_text("")
     for arguments, sentence in (
         ([tmp_path], "holds no run folder"),
         ([tmp_path, "-o", tmp_path / "file"], "not a folder"),
         ([tmp_path, "--processes", 0], "--processes must be at least 1"),
     ):
-        assert command(*arguments) == 2
-        printed = capsys.readouterr()
-        assert printed.out == "" and sentence in printed.err
+        done = command(*arguments)
+        assert (done.returncode, done.stdout) == (2, "") and sentence in done.stderr
 
 
-def test_without_any_readable_run_the_status_is_1(world, tmp_path, command, capsys):
+def test_without_any_readable_run_the_status_is_1(world, tmp_path, command):
     runs = world.write(tmp_path / "runs", names=["scale_visible"], seeds=(0,))
     (runs / "scale_visible-0" / "summary.json").unlink()
-    assert command(runs, "-o", tmp_path / "out", "--no-measure", "--cache", tmp_path) == 1
-    assert "none of the run folders could be read" in capsys.readouterr().err
+    done = command(runs, "-o", tmp_path / "out", "--no-measure", "--cache", tmp_path)
+    assert done.returncode == 1 and "none of the run folders could be read" in done.stderr
