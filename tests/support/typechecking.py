@@ -4,7 +4,6 @@ The hook decorates a function inside another one at every call of the outer one;
 the same checker again.
 """
 
-import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, get_args, get_origin
 
@@ -26,10 +25,12 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_signature(function: Callable[..., Any]) -> Hashable:
-    signature = inspect.signature(function)
-    # Of a default it matters that there is one; beartype checks what is passed.
-    parameters = [(p.name, p.kind, p.default is p.empty, _of_hint(p.annotation)) for p in signature.parameters.values()]
-    return function.__module__, function.__qualname__, *parameters, _of_hint(signature.return_annotation)
+    """As `inspect.signature`, which takes as long as all else; of defaults, that there are some: none is checked."""
+    code = function.__code__
+    arguments = code.co_varnames, code.co_posonlyargcount, code.co_argcount, code.co_kwonlyargcount, code.co_flags
+    defaults = len(function.__defaults__ or ()), *(function.__kwdefaults__ or ())
+    hints = ((name, _of_hint(hint)) for name, hint in function.__annotations__.items())
+    return function.__module__, function.__qualname__, arguments, defaults, *hints
 
 
 def _of_hint(hint: Any) -> Hashable:
