@@ -1,7 +1,8 @@
 """beartype for jaxtyping's import hook, which writes the checker of a signature once.
 
 The hook decorates a function inside another one at every call of the outer one; most of that time beartype would write
-the same checker again.
+the same checker again. And it checks arguments before the call and, with the result, once more: here only those whose
+type the call can have changed, as the items of a list. (That the call resized a tensor is not seen.)
 """
 
 from collections.abc import Callable, Hashable
@@ -14,7 +15,13 @@ CHECKERS: dict[Hashable, Callable[..., Any]] = {}
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The checker of a function without a body of its own, which is what jaxtyping hands over: signatures."""
+    """The checker of a function without a body of its own, which is what jaxtyping hands over: signatures.
+
+    Sizes that the arguments gave to axis names before the call hold for the result.
+    """
+    hints = function.__annotations__
+    if hints.get("return", Any) is not Any:  # the one that is called behind the call
+        function.__annotations__ = {k: hint for k, hint in hints.items() if k == "return" or not isinstance(hint, type)}
     key = _of_signature(function)
     try:
         return CHECKERS[key]
