@@ -28,6 +28,7 @@ from experiments.files import write_json  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 
 PRESET = TRAINING_PRESETS["cpu"]
+FEW = 3  # rounds of what takes a process a side
 
 
 def speed(rounds: int) -> dict[str, Any]:
@@ -81,16 +82,19 @@ MEMORY_CASES = {
 }
 
 
-def memory() -> dict[str, Any]:
-    """Peak resident memory of two steps above that of a model whose optimiser has its moments."""
-    results = {}
+def memory(rounds: int) -> dict[str, Any]:
+    """Peak resident memory of two steps above that of a model whose optimiser has its moments; MB."""
+    results: dict[str, Any] = {}
     for name, (preset, batch, cases) in MEMORY_CASES.items():
-        plain = _child("memory", "plain", preset, batch, "1", "")["bytes"]
-        for micro, recompute in cases:
-            ours = _child("memory", "ours", preset, batch, micro, recompute)["bytes"]
-            label = f"{name}, {micro} micro-batch(es){', recompute' if recompute else ''}"
-            results[label] = {"plain_mb": plain / 1e6, "ours_mb": ours / 1e6, "ratio": ours / plain}
-            print(f"memory, {label}: {results[label]}", flush=True)
+        for _ in range(rounds):
+            plain = _child("memory", "plain", preset, batch, "1", "")["bytes"]
+            for micro, recompute in cases:
+                ours = _child("memory", "ours", preset, batch, micro, recompute)["bytes"]
+                label = f"{name}, {micro} micro-batch(es){', recompute' if recompute else ''}"
+                sizes = results.setdefault(label, {"plain_mb": [], "ours_mb": []})
+                sizes["plain_mb"].append(plain / 1e6)
+                sizes["ours_mb"].append(ours / 1e6)
+                print(f"memory, {label}: {sizes}", flush=True)
     return results
 
 
@@ -142,13 +146,17 @@ def main() -> None:
     # After a hundred steps from N(0, 1) training has amplified rounding, and the two sides' losses drift apart.
     parser.add_argument("--rounds", type=int, default=60, help="paired steps for speed (default 60)")
     arguments = parser.parse_args()
-    measures = {"speed": lambda: speed(arguments.rounds), "start": lambda: start(2), "memory": memory}
+    measures = {"speed": lambda: speed(arguments.rounds), "start": lambda: start(FEW), "memory": lambda: memory(FEW)}
     chosen = measures if arguments.what == "all" else {arguments.what: measures[arguments.what]}
     results = {name: measure() for name, measure in chosen.items()}
     if arguments.what == "all":
         path = FOLDER / "training.json"
         write_json(path, results | {"environment": describe(torch.device("cpu"))})
         publish("training", [path], as_markdown)
+
+
+def _with_range(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def as_markdown(stored: list[dict[str, Any]]) -> str:
@@ -163,10 +171,13 @@ def as_markdown(stored: list[dict[str, Any]]) -> str:
         )
     for readout, result in results["start"].items():
         what = f"first {result['steps']} steps, {readout} readout, plain without flushing subnormals"
-        rows.append([what, f"{result['median']:.2f} ({min(result['ratios']):.2f} to {max(result['ratios']):.2f})"])
+        rows.append([f"{what} (range of {len(result['ratios'])} pairs)", _with_range(result["ratios"])])
     for case, result in results["memory"].items():
-        sizes = f"{result['ours_mb']:.0f} against {result['plain_mb']:.0f} MB"
-        rows.append([f"memory above parameters and optimiser, {case}", f"{result['ratio']:.2f} ({sizes})"])
+        ours, plain = result["ours_mb"], result["plain_mb"]
+        ratios = [a / b for a, b in zip(ours, plain, strict=True)]
+        what = f"memory above parameters and optimiser, {case} (range of {len(ratios)} pairs)"
+        sizes = f"{statistics.median(ours):.0f} against {statistics.median(plain):.0f} MB"
+        rows.append([what, f"{_with_range(ratios)}; {sizes}"])
     environment = results["environment"]
     provenance = (
         f"{environment['date'][:10]}, {environment['processor']}, {environment['torch_threads']} threads, "
