@@ -54,7 +54,8 @@ class _GatedDown(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gate, up, weight = ctx.saved_tensors
-        # One exponential for silu and its derivative; silu_backward would make another, the dearest pass of all.
+        # One exponential for silu and its derivative; silu_backward would make another, the dearest pass of all (and in
+        # bfloat16 round once less).
         sigmoid = torch.sigmoid(gate)
         activated = gate * sigmoid
         rows, product = grad.reshape(-1, grad.shape[-1]), (activated * up).reshape(-1, up.shape[-1])
