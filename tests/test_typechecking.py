@@ -1,5 +1,8 @@
 """Types are checked at every call of a test: of arguments, of results, and of functions inside functions."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
@@ -48,6 +51,24 @@ def test_a_result_is_held_to_the_sizes_of_the_arguments():
 def test_an_argument_that_the_call_spoils_is_refused_behind_it():
     with pytest.raises(TypeCheckError, match="the return value of"):
         spoil([1])
+
+
+METHODS = "resize resize_as set squeeze unsqueeze t transpose swapaxes swapdims as_strided".split()
+RESHAPES_IN_PLACE = re.compile(rf"\.({'|'.join(METHODS)})_\(|\.data\s*=[^=]")
+
+
+@pytest.mark.parametrize("text", ["x.resize_(7)", "x.data = y", "x.unsqueeze_(0)"])
+def test_what_gives_a_tensor_another_shape_is_recognised(text):
+    assert RESHAPES_IN_PLACE.search(text)
+
+
+def test_no_call_gives_a_tensor_another_shape():
+    """So that its argument need not be looked at again behind it."""
+    root = Path(__file__).parents[1]
+    packages = ("loopsight", "models", "theory", "experiments")
+    files = [path for package in packages for path in (root / package).rglob("*.py")]
+    assert len(files) > 100
+    assert [str(path) for path in files if RESHAPES_IN_PLACE.search(path.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize(

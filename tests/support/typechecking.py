@@ -2,7 +2,7 @@
 
 The hook decorates a function inside another one at every call of the outer one; most of that time beartype would write
 the same checker again. And it checks arguments before the call and, with the result, once more: here only those whose
-type the call can have changed, as the items of a list. (That the call resized a tensor is not seen.)
+type the call can have changed, as the items of a list. (Nor can a tensor's shape: nothing of ours changes it in place.)
 """
 
 from collections.abc import Callable, Hashable

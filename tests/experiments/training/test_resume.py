@@ -43,10 +43,10 @@ def uninterrupted(tmp_path_factory, cache, inside):
     return weights(out)
 
 
-def stop_midway(out, cache, how, *more):
+def start_or_resume_and_stop(out, cache, how):
     """The command in a process of its own, which gets the signal when it has written a checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "experiments" / "run.py", *ARGUMENTS, "--out", out, "--cache", cache, *more],
+        [sys.executable, ROOT / "experiments" / "run.py", *ARGUMENTS, "--out", out, "--cache", cache, "--resume"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -67,7 +67,7 @@ def stop_midway(out, cache, how, *more):
 def test_stopped_again_and_again_and_resumed_equals_never_stopped(tmp_path, cache, uninterrupted, inside):
     folder, stopped_at = tmp_path / "scale_invariant-0", [0]
     for how in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        status, error = stop_midway(tmp_path, cache, how, "--resume")
+        status, error = start_or_resume_and_stop(tmp_path, cache, how)
         stopped_at.append(checkpoints.load(folder / CHECKPOINT).step)
         if how is signal.SIGKILL:
             assert status == -signal.SIGKILL
