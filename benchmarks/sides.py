@@ -51,11 +51,11 @@ def make_step(
         forward_backward = _ours(gradients_of(model, training, Supervision(placement="per_loop"), compiled=compiled))
 
     def step(tokens: Tensor, targets: Tensor) -> float:
-        loss = forward_backward(tokens, targets).item()
+        loss = forward_backward(tokens, targets)
         optimiser.step()
         if side == "plain" or not compiled:  # a recorded graph writes into the gradients that it has
             optimiser.zero_grad(set_to_none=True)
-        return loss
+        return loss.item()  # last: a GPU that was waited for before the update would idle while the host launches it
 
     return step
 
