@@ -1,19 +1,20 @@
 """Bad input, refused in one sentence, in one place."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def require_states(h: Tensor, name: str = "h") -> None:
+def require_states(h: object, name: str = "h") -> None:
     """Check that `h` is a state tensor: floating point, (..., d), finite, and no token's state zero.
 
     Raises:
         ValueError: saying which of these fails.
     """
-    if not h.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor of states (..., d), got dtype {h.dtype}.")
+    if not isinstance(h, Tensor) or not h.is_floating_point():
+        raise ValueError(f"{name} must be a floating-point tensor of states (..., d), got {_kind(h)}.")
     if h.ndim < 1 or h.numel() == 0:
         raise ValueError(f"{name} must be a non-empty tensor of states (..., d), got shape {tuple(h.shape)}.")
     if not torch.isfinite(h).all():
@@ -29,8 +30,11 @@ def require_floating_tensor(x: object, what: str) -> None:
         ValueError: naming `what`.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{what} must be a floating-point tensor, got {got}.")
+        raise ValueError(f"{what} must be a floating-point tensor, got {_kind(x)}.")
+
+
+def _kind(x: object) -> str:
+    return f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def require_parameters(parameters: Mapping[str, Tensor]) -> None:
@@ -45,7 +49,7 @@ def require_parameters(parameters: Mapping[str, Tensor]) -> None:
             raise ValueError(f"'{name}' holds NaN or infinite entries.")
 
 
-def require_shape_kept(after: Tensor, h: Tensor, what: str) -> None:
+def require_shape_kept(after: Any, h: Tensor, what: str) -> None:
     """Check that what came out of a step is a floating-point tensor of the shape of the state that went in.
 
     Raises:

@@ -1,7 +1,8 @@
 """The command `loopsight`: `loopsight audit RUN | --factory package.module:build | --hf NAME`.
 
 Exit status: 0 whatever the audit finds (1 where --fail-on asks for it), 1 for a model that cannot be audited, 2 for a
-request that cannot be carried out. A failure is one sentence.
+request that cannot be carried out. A failure is one sentence; above it, for options that cannot be read, what tyro says
+of them.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was written.", file=sys.stderr)
+        print("error: interrupted; of the files, those named above are written, and whole.", file=sys.stderr)
         return 1
 
 
@@ -54,7 +55,7 @@ def _parsed(given: list[str]) -> Request:
         return tyro.cli(Request, args=given, prog="loopsight audit [RUN]")
     except SystemExit as stop:
         if stop.code:
-            raise CannotAsk("see above; `loopsight audit -h` lists what can be asked.") from stop
+            raise CannotAsk("see above; RUN comes first, and `loopsight audit -h` lists what can be asked.") from stop
         raise
 
 

@@ -6,7 +6,7 @@ as control theory calls it. Its ends are found from products with it alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -82,6 +82,8 @@ def gramian_extremes(
     """
     require_weights(weights)
     require_double_states(h)
+    if distribution not in get_args(Distribution):
+        raise ValueError(f"unknown distribution {distribution!r}; known: {', '.join(get_args(Distribution))}.")
     if not 1 <= 2 * count <= h.numel() or iterations < 1:
         raise ValueError(
             f"count must lie in 1..{h.numel() // 2} and iterations be positive, got {count}, {iterations}."

@@ -5,6 +5,7 @@ that does not change is not blind unless it would have shown a change: the test 
 whose answer is known, and the user's loss in random directions, before it says anything.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -100,7 +101,7 @@ def invariance(
     unseen, unseen_resolution = _largest_change(lambda h: canary(_normalise(action, h)), h, moved)
 
     verdict: Verdict
-    if not max(change, random_change, seen, unseen) < float("inf"):
+    if not all(map(math.isfinite, (change, random_change, seen, unseen))):
         verdict, reason = "invalid", "a loss is NaN or infinite at a moved state."
     elif seen <= canary_resolution / BLIND:
         verdict, reason = "invalid", "even a raw head does not see these states move."

@@ -66,7 +66,7 @@ class LoopMonitor:
         steps_done: optimiser steps of a resumed run.
 
     Raises:
-        ValueError: a name that is not in the model, a loop without a model to hold it, or an impossible `every`.
+        ValueError: a name that is not in the model, or without a model to look for it in, or an impossible `every`.
 
     Source: this project; rules and thresholds: `loopsight.monitoring.rules`.
     """
@@ -82,8 +82,8 @@ class LoopMonitor:
         state: Callable[[Any], Tensor] = first_tensor,
         steps_done: int = 0,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}.")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of steps, at least 1, got {every}.")
         self.every = every
         self.steps_done = steps_done
         self.history: deque[Sample] = deque(maxlen=WINDOW)
@@ -101,7 +101,7 @@ class LoopMonitor:
         if self._loop is not None:
             self._handles.append(self._loop.register_forward_hook(self._after_loop, with_kwargs=True))
         if optimiser is not None:
-            self._handles.append(optimiser.register_step_post_hook(lambda *_: self.end_step()))
+            self._handles.append(optimiser.register_step_post_hook(self._after_update))
 
     def __enter__(self) -> "LoopMonitor":
         return self
@@ -114,6 +114,10 @@ class LoopMonitor:
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoopMonitor":
         """Itself: a copy of the model takes the hooks along, and they ignore modules that are not the original."""
         return self
+
+    def __reduce__(self) -> tuple[type["LoopMonitor"], tuple[()]]:
+        """In a pickle of the model, which takes its hooks along: a monitor of nothing."""
+        return LoopMonitor, ()
 
     def close(self) -> None:
         """Remove every hook; a sample in the making is dropped. Sinks stay the caller's."""
@@ -197,6 +201,9 @@ class LoopMonitor:
         if torch.compiler.is_compiling() or self._pass is None or not self._pass.open or module is not self._loop:
             return
         self._pass.call(self._state(output), tensors_of(args, kwargs))
+
+    def _after_update(self, *_: Any) -> None:
+        self.end_step()
 
     def _publish(self, sample: Sample) -> None:
         self.history.append(sample)

@@ -35,7 +35,8 @@ class Freeze:
 
     Attributes:
         level: (..., d) |h_i| at which it stops, at least 2^p |b_i| and below 2^(p + 1) |b_i| (or where it stands, if
-            that is enough); infinite where the format overflows first (float16 from |b_i| > 16 on).
+            that is enough); infinite where the format overflows first (float16 from |b_i| > 16 on), at once if b_i
+            itself does not fit it.
         loops: (..., d) loops until then, to within one or two where b does not oppose the state. A state that is a
             small multiple of b takes between 2^p and 1.5 x 2^p, whatever the size of b.
     """
@@ -66,7 +67,8 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
         raise ValueError(f"b must be a finite float tensor of the shape of h, {tuple(h.shape)}, got {tuple(b.shape)}.")
     start, added = h.to(dtype), b.to(dtype)
     still = start + added == start
-    size = torch.where(still, 1.0, added.double().abs())
+    fits = torch.isfinite(added)
+    size = torch.where(still | ~fits, 1.0, added.double().abs())
     position = start.double() * added.double().sign()  # along b: it falls towards zero where b opposes the state
     loops = torch.zeros_like(position)
     exponent = size.log2().floor()
@@ -79,7 +81,8 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
         n = torch.where(taken > 0, n, 0.0)
         position, loops, exponent = position + n * taken, loops + n, exponent + 1
     level = 2.0 ** (p + size.log2().ceil())  # the last binade's step is one spacing, so its end is met exactly
-    level = torch.where(level > torch.finfo(dtype).max, torch.inf, level)
+    level = torch.where((level > torch.finfo(dtype).max) | ~fits, torch.inf, level)
+    loops = torch.where(fits, loops, 1.0)
     return Freeze(level=torch.where(still, start.double().abs(), level), loops=torch.where(still, 0.0, loops))
 
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from loopsight.checks import require_shape_kept
+
 
 @runtime_checkable
 class LoopedModel(Protocol):
@@ -64,14 +66,12 @@ def unroll(step: Callable[[Tensor], Tensor], h: Tensor, num_loops: int) -> tuple
         num_loops: K, from 0 up.
 
     Raises:
-        ValueError: a negative number of loops, or a step that changes the shape of the state.
+        ValueError: a negative number of loops, or a step that returns no tensor or changes the shape of the state.
     """
     if num_loops < 0:
         raise ValueError(f"num_loops must not be negative, got {num_loops}.")
     states = [h]
     for _ in range(num_loops):
         states.append(step(states[-1]))
-        if states[-1].shape != h.shape:
-            shapes = f"{tuple(h.shape)}, got {tuple(states[-1].shape)}"
-            raise ValueError(f"step must keep the shape of the state, {shapes}.")
+        require_shape_kept(states[-1], h, "step")
     return tuple(states)

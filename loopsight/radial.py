@@ -177,7 +177,7 @@ def epsilon_leak(
     `torch.nn.functional.normalize` is the clamp with eps / sqrt(d), as its norm is Euclidean.
 
     Args:
-        h: states (..., d), any floating dtype.
+        h: states (..., d), any floating dtype; the result is at least float32.
         eps: not negative, in the units of m, of sqrt(m), of sqrt(m).
         form: where the epsilon stands.
         centred: LayerNorm, m = variance.
@@ -190,14 +190,15 @@ def epsilon_leak(
     require_states(h)
     if not eps >= 0.0:
         raise ValueError(f"eps must not be negative, got {eps}.")
-    mean_square = (h - h.mean(-1, keepdim=True) if centred else h).square().mean(-1)
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))  # a float16 square underflows, or overflows
+    mean_square = (wide - wide.mean(-1, keepdim=True) if centred else wide).square().mean(-1)
     match form:
         case "inside_root":
             return eps / (mean_square + eps)
         case "added_to_rms":
             return eps / (mean_square.sqrt() + eps)
         case "clamp":
-            return (mean_square.sqrt() < eps).to(h.dtype)
+            return (mean_square.sqrt() < eps).to(mean_square.dtype)
     raise ValueError(f"unknown form {form!r}; known: inside_root, added_to_rms, clamp.")
 
 

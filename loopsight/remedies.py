@@ -1,8 +1,9 @@
 """Remedies for a scale that the loss cannot see, each a line: on maps for an audit, on modules for training.
 
     penalty             loss = loss + norm_penalty(states, 0.01)
-    between loops       model.block = BetweenNorm(model.block)      or   with_between_norm(maps)
-    damping             model.block = Damped(model.block, 0.9)      or   with_damping(maps, 0.9)
+    between loops       h = rms_normalised(h) at the entrance of every loop; where the block returns the whole next
+                        state, model.block = BetweenNorm(model.block); with_between_norm(maps)
+    damping             h = 0.9 * h there; model.block = Damped(model.block, 0.9) likewise; with_damping(maps, 0.9)
     raw readout         logits = raw_readout(readout, h, reference)   or   with_raw_readout(maps, reference)
     final-only norm     final_only_readouts(readout, num_loops, reference), one readout a loop
 
@@ -27,21 +28,27 @@ def norm_penalty(states: Sequence[Tensor], weight: float) -> Float[Tensor, ""]:
     """weight * mean over loops and tokens of the state's mean square; add it to the loss.
 
     Args:
-        states: h_1, ..., h_K, each (..., d).
+        states: h_1, ..., h_K, each (..., d), in a sequence or stacked.
         weight: 0.01 from the start of training at unit scale; for a trained model see the audit's `setting`.
 
     Raises:
-        ValueError: no states, or a negative weight.
+        ValueError: no states, or a weight that is negative or not finite.
 
     Source: arXiv 2606.24898; theory/ P7.
     """
-    if not states or not weight >= 0.0:
-        raise ValueError(f"norm_penalty needs at least one state and a weight >= 0, got {len(states)} and {weight}.")
+    if not len(states):
+        raise ValueError("norm_penalty needs at least one state, got none.")
+    _require_weight(weight)
     return weight * torch.stack([_mean_square(h).mean() for h in states]).mean()
 
 
 def token_penalty(weight: float) -> Callable[[Tensor], Tensor]:
-    """h (..., d) -> weight mean square (...): the penalty as `audit(..., penalty=...)` takes it."""
+    """h (..., d) -> weight mean square (...): the penalty as `audit(..., penalty=...)` takes it.
+
+    Raises:
+        ValueError: a weight that is negative or not finite.
+    """
+    _require_weight(weight)
     return lambda h: weight * _mean_square(h).squeeze(-1)
 
 
@@ -52,7 +59,12 @@ def rms_normalised(h: Float[Tensor, "*batch d"], target: float = 1.0) -> Float[T
 
 
 def with_between_norm(maps: LoopedMaps, target: float = 1.0) -> LoopedMaps:
-    """step(h) becomes step(target h / rms(h)): the scale is removed at the entrance of every loop. Theory P8."""
+    """step(h) becomes step(target h / rms(h)): the scale is removed at the entrance of every loop. Theory P8.
+
+    Raises:
+        ValueError: a target that is not positive.
+    """
+    _require_rms(target, "target")
     return dataclasses.replace(maps, step=lambda h: maps.step(rms_normalised(h, target)))
 
 
@@ -72,7 +84,11 @@ def raw_readout(readout: Readout, h: Float[Tensor, "*batch d"], reference: float
     Behind an RMSNorm without bias it is the raw readout W Gamma h / reference itself, and it needs no access to the
     normalisation. `reference` is the rms at which the logits stay as they were. It pins the scale where the data leave
     something to be calibrated: on tokens that can be fitted wholly, logits and norm grow on (theory/ P6).
+
+    Raises:
+        ValueError: a reference that is not positive.
     """
+    _require_rms(reference, "reference")
     return readout(h) * (_rms(h) / reference)
 
 
@@ -82,7 +98,7 @@ def with_raw_readout(maps: LoopedMaps, reference: float) -> LoopedMaps:
     Raises:
         ValueError: a reference that is not positive.
     """
-    _require_reference(reference)
+    _require_rms(reference, "reference")
     return dataclasses.replace(maps, readout=lambda h: raw_readout(maps.readout, h, reference))
 
 
@@ -92,7 +108,7 @@ def final_only_readouts(readout: Readout, num_loops: int, reference: float) -> t
     Raises:
         ValueError: fewer than 2 loops, at which nothing would see the scale, or a reference that is not positive.
     """
-    _require_reference(reference)
+    _require_rms(reference, "reference")
     if num_loops < 2:
         raise ValueError(f"with {num_loops} loops the only readout is the last, which stays blind; use raw_readout.")
     return (*[lambda h: raw_readout(readout, h, reference)] * (num_loops - 1), readout)
@@ -102,11 +118,16 @@ class BetweenNorm(nn.Module):
     """A shared block with its first argument normalised: `model.block = BetweenNorm(model.block)`.
 
     Args:
-        block: called once a loop, state first.
+        block: called once a loop, state first, and returns the next state. Where the residual is added outside of it
+            this removes nothing: normalise the state there instead.
         target: rms of the state that the block gets.
+
+    Raises:
+        ValueError: a target that is not positive.
     """
 
     def __init__(self, block: nn.Module, target: float = 1.0) -> None:
+        _require_rms(target, "target")
         super().__init__()
         self.block, self.target = block, target
 
@@ -115,7 +136,15 @@ class BetweenNorm(nn.Module):
 
 
 class Damped(nn.Module):
-    """A shared block with its first argument damped: `model.block = Damped(model.block, 0.9)`."""
+    """A shared block with its first argument damped: `model.block = Damped(model.block, 0.9)`.
+
+    Args:
+        block: as in `BetweenNorm`.
+        factor: strictly between 0 and 1.
+
+    Raises:
+        ValueError: another factor.
+    """
 
     def __init__(self, block: nn.Module, factor: float) -> None:
         _require_factor(factor)
@@ -140,6 +169,11 @@ def _require_factor(factor: float) -> None:
         raise ValueError(f"the damping factor must lie strictly between 0 and 1, got {factor}.")
 
 
-def _require_reference(reference: float) -> None:
-    if not 0.0 < reference < float("inf"):
-        raise ValueError(f"the reference rms must be positive and finite, got {reference}.")
+def _require_weight(weight: float) -> None:
+    if not 0.0 <= weight < float("inf"):
+        raise ValueError(f"the penalty's weight must be finite and at least 0, got {weight}.")
+
+
+def _require_rms(rms: float, name: str) -> None:
+    if not 0.0 < rms < float("inf"):
+        raise ValueError(f"the {name} rms must be positive and finite, got {rms}.")

@@ -25,7 +25,7 @@ def logits_of_loops(step: StateMap, readout: StateMap, weights: Sequence[float])
     """States to the logits of all loops that have a weight, (loops, ..., vocab)."""
 
     def read(h: Tensor) -> Tensor:
-        states = unroll(shape_keeping(step), h, len(weights) - 1)
+        states = unroll(step, h, len(weights) - 1)
         logits = [readout(state) for state, weight in zip(states, weights, strict=True) if weight > 0.0]
         for z in logits:
             require_double_value(z)

@@ -50,7 +50,9 @@ class _Reached(Exception):
 
 def looped_sites(model: nn.Module, batch: Any) -> list[Site]:
     """The outermost sites that run more than once and map a state to one of its shape, in the order they first run."""
-    names = {module: plain_path(name) for name, module in model.named_modules() if _parameters(module)}
+    every = [(name, module) for name, module in model.named_modules() if _parameters(module)]
+    # A compiled module is a shell around the one that runs.
+    names = {module: plain_path(name) for name, module in every if not hasattr(module, "_orig_mod")}
     groups: dict[tuple[Any, ...], list[nn.Module]] = {}
     for module in names:
         groups.setdefault((type(module), *_parameters(module)), []).append(module)
@@ -116,9 +118,9 @@ def found_cycle(model: nn.Module, batch: Any, families: str) -> list[Site]:
 def ambiguous(model: nn.Module, sites: Sequence[Site]) -> ValueError:
     listed = "; ".join(str(site) for site in sites)
     return ValueError(
-        f"the state of {type(model).__name__} can be cut at more than one place: {listed}. Pass paths=..., one of "
-        "these or those of one loop in their order: the state is the output of the last, which must be the tensor "
-        "that is decoded, before the readout's norm."
+        f"the state of {type(model).__name__} can be cut at more than one place: {listed}. Take the maps of "
+        "loopsight.adapters.discover(model, batch, paths=...), with one of these or those of one loop in their order: "
+        "the state is the output of the last, which must be the tensor that is decoded, before the readout's norm."
     )
 
 
@@ -175,7 +177,8 @@ def cycle_maps(
     if entries is None and not declared:
         raise ValueError(
             f"something acts on the state of {type(model).__name__} between two loops of {'; '.join(map(str, sites))}: "
-            f"pass paths='{sites[-1].paths[-1]}' if its output is what is decoded, else give the maps by hand."
+            f"take the maps of loopsight.adapters.discover(model, batch, paths='{sites[-1].paths[-1]}') if its output "
+            "is what is decoded, else give the maps by hand."
         )
     if entries is None:
         here, there = (last[0].path, last[0].index), (last[1].path, last[1].index)

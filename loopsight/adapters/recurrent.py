@@ -58,7 +58,8 @@ def recurrent_maps(model: nn.Module, batch: Any) -> LoopedMaps:
 
     def advance(h: Tensor, x: Tensor) -> Tensor:
         stacked = h.unflatten(-1, (rnn.num_layers, rnn.hidden_size)).movedim(1, 0).contiguous()
-        return _flat(rnn(x.to(h), stacked)[1])
+        weights = {name: parameter.to(h) for name, parameter in rnn.named_parameters()}  # it wants all of one dtype
+        return _flat(torch.func.functional_call(rnn, weights, (x.to(h), stacked))[1])
 
     def step(h: Tensor) -> Tensor:
         return advance(h, frames.narrow(time, steps - 1, 1))

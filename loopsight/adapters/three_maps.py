@@ -29,7 +29,7 @@ def own_maps(model: LoopedModel, batch: Any, num_loops: int | None = None) -> Lo
         raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first.")
 
     def embed(batch: Any) -> Tensor:
-        with exact(module or nn.Identity()):
+        with exact(nn.Identity() if module is None else module):
             return model.embed(_tokens(batch))
 
     embed(batch)  # a batch that does not fit is refused now

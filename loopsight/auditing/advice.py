@@ -28,7 +28,8 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
     """
     maps = subject.maps
     last = subject.states[subject.num_loops].double()
-    mean_square = last.square().mean().item()
+    mean_square = sum(h.double().square().mean().item() for h in subject.states[1 : subject.num_loops + 1])
+    mean_square /= subject.num_loops
     rms = last.square().mean(-1).sqrt().mean().item()
     first = subject.states[1].double().square().mean(-1).sqrt().mean().item()
     rescaled = step(remedies.rms_normalised(h, first)).norm(dim=-1).mean().item()
@@ -66,7 +67,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
             loss_change=_change(subject, losses, remedies.with_between_norm(maps, first)),
             setting=first,
             effect="no loop inherits the scale: norms stop growing over loops, though not over training",
-            line="model.block = loopsight.remedies.BetweenNorm(model.block, rms)",
+            line="h = loopsight.remedies.rms_normalised(h, rms)  # at the entrance of every loop",
         ),
         Remedy(
             name="damping",
@@ -75,7 +76,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
             loss_change=_change(subject, losses, remedies.with_damping(maps, DAMPING)),
             setting=DAMPING,
             effect="every loop keeps this share of the scale: norms settle at |b| / (1 - factor) or below",
-            line=f"model.block = loopsight.remedies.Damped(model.block, {DAMPING})",
+            line=f"h = {DAMPING} * h  # at the entrance of every loop",
         ),
     ]
     if subject.num_loops > 1:

@@ -22,7 +22,7 @@ def from_json(kind: type[T], text: str) -> T:
     """
     try:
         return _typed(kind, json.loads(text))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"this is not the JSON of a {kind.__name__} of this version ({error}).") from error
 
 

@@ -174,8 +174,8 @@ def _judged(
     displacement: Tensor,
     scale: Invariance,
 ) -> Direction:
-    visibility = max((p.variance[0] / base.variance[0]).item() for p in pushes)
-    deferred = max((p.variance[1:].sum() / base.variance[1:].sum()).item() for p in pushes)
+    visibility = _relative([p.variance[0] for p in pushes], base.variance[0])
+    deferred = _relative([p.variance[1:].sum() for p in pushes], base.variance[1:].sum())
     active = activities(pushes, members, within=stays)
     finite = _finite(bench, family, scale)
     return Direction(
@@ -187,13 +187,18 @@ def _judged(
         activity=active[-1].item(),
         activity_low=active[0].item(),
         drive=_drive(bench.h, displacement, members),
-        deferred=deferred,
+        deferred=None if math.isnan(deferred) else deferred,
         verdict=_verdict_of(family, len(bench.searched), verdict(visibility, finite, active[-1].item())),
         tokens_with=family.tokens_with,
         tokens_searched=len(bench.searched),
         span=family.span,
         basis=_listed(family.basis),
     )
+
+
+def _relative(variances: Sequence[Tensor], isotropic: Tensor) -> float:
+    """The largest; NaN where not even an isotropic direction moves the logits by more than rounding."""
+    return (torch.stack(list(variances)) / isotropic).max().item() if isotropic > 0.0 else math.nan
 
 
 def verdict(visibility: float, finite: float | None, activity: float) -> Verdict:

@@ -25,7 +25,8 @@ from loopsight.responses import StateMap
 IN_REGIME = 0.5  # largest regime number at which a forecast is made
 STRIDE = 0.25  # of |h| / |b|
 MOST_STRIDES = 24
-CARRIED = 0.95  # gain from which on the state keeps growing
+STILL = 1e-9  # of |h|: a displacement that is no more than rounding
+KEPT = 1e-6  # gains nearer to 1, or to 0, are that
 GROWING = 1.001  # gain above which a state grows by a factor rather than by steps
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,10 +68,11 @@ class _Start:
 
     @classmethod
     def measured(cls, step: StateMap, h: Tensor, far: AsymptoticStep) -> "_Start":
-        # NaN, where a step adds nothing at all, counts as 0: nothing is exactly what it will go on adding.
-        regime = regime_number(step, h, far=far).nan_to_num(nan=0.0, posinf=math.inf)
-        # Far out the step itself may be no number; then there is no regime to be in.
-        return cls(h=h, far=far, regime=torch.where(far.gain.isfinite(), regime, math.inf))
+        regime = regime_number(step, h, far=far)
+        # Where a step adds nothing, or rounding, nothing is exactly what it will go on adding.
+        regime = torch.where(far.displacement.norm(dim=-1) <= STILL * h.norm(dim=-1), 0.0, regime)
+        # Far out the step itself may be no number, or turn the state round; then there is no regime to be in.
+        return cls(h=h, far=far, regime=torch.where(far.gain > -KEPT, regime, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,24 +124,36 @@ def _strided(step: StateMap, here: _Position, gain: Tensor, target: int, shortes
 
 
 def _sum_of_powers(gain: Tensor, n: int) -> Tensor:
-    return torch.where((gain - 1.0).abs() < 1e-6, float(n), (1.0 - gain**n) / (1.0 - gain))
+    return torch.where((gain - 1.0).abs() < KEPT, float(n), (1.0 - gain**n) / (1.0 - gain))
 
 
 def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor) -> LowPrecision:
-    """At the present displacement; a stream whose scale is not carried reaches neither by growing."""
+    """At the present displacement b; a stream that settles at b / (1 - gain) may reach neither."""
     largest, gain = torch.finfo(dtype).max, far.gain.median().item()
     if (h.abs() > largest).any():
         return LowPrecision(dtype=name, loops_until_stagnation=0.0, loops_until_overflow=0.0)
-    if not math.isfinite(gain):  # the step is no number far out, and says nothing of where it leads
+    if not gain > -KEPT:  # the step is no number far out, or turns the state round: it does not say where that leads
         return LowPrecision(dtype=name, loops_until_stagnation=math.nan, loops_until_overflow=math.nan)
-    if gain < CARRIED:
-        return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=math.inf)
     if gain > GROWING:  # a factor a loop: nothing swamps, and the largest coordinate gets there first
         loops = math.log(largest / h.abs().max().item()) / math.log(gain)
         return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=loops)
-    freeze = predicted_freeze(h, far.displacement, dtype)
+    b, freeze = far.displacement, predicted_freeze(h, far.displacement, dtype)
     overflows = torch.isinf(freeze.level)
-    stagnation = torch.where(overflows, torch.inf, freeze.loops).median().item()
-    way = (largest - h * far.displacement.sign()) / far.displacement.abs()
-    overflow = way[overflows].min().item() if overflows.any() else math.inf
-    return LowPrecision(dtype=name, loops_until_stagnation=stagnation, loops_until_overflow=overflow)
+    stops, overflow = freeze.loops, _loops_to(largest, h, b, gain)
+    if gain < 1.0 - KEPT:
+        stops = torch.where(stops > 0, _loops_to(freeze.level, h, b, gain), 0.0)
+    return LowPrecision(
+        dtype=name,
+        loops_until_stagnation=torch.where(overflows, torch.inf, stops).median().item(),
+        loops_until_overflow=torch.where(overflows, overflow, torch.inf).min().item(),
+    )
+
+
+def _loops_to(level: Tensor | float, h: Tensor, b: Tensor, gain: float) -> Tensor:
+    """Loops x <- gain x + |b| until x = level, x starting from each coordinate along its b; infinite if never."""
+    start, size = h * b.sign(), b.abs()
+    if gain >= 1.0 - KEPT:
+        return (level - start) / size
+    limit = size / (1.0 - gain)
+    loops = torch.log((limit - level) / (limit - start)) / math.log(max(gain, KEPT))
+    return torch.where(limit > level, loops.nan_to_num(nan=0.0).clamp(min=0.0), torch.inf)  # NaN: it is beyond already

@@ -74,7 +74,10 @@ def optimiser_laws() -> tuple[OptimiserLaw, ...]:
     return (
         OptimiserLaw(optimiser="gradient flow", law="conserves sum degree |w|^2: nothing moves along the symmetry"),
         OptimiserLaw(optimiser="SGD", law="n grows by lr^2 |g|^2 at every step, exactly"),
-        OptimiserLaw(optimiser="SGD with momentum m", law="n grows (1 + m) / (1 - m) times as fast, at a steady |g|"),
+        OptimiserLaw(
+            optimiser="SGD with momentum m",
+            law="n grows by lr^2 |v|^2 (1 + m) / (1 - m) a step while the velocity's size |v| is steady",
+        ),
         OptimiserLaw(optimiser="SGD with decay", law="n settles at |w|^4 = lr G^2 / (wd (2 - lr wd)), G = |g| |w|"),
         OptimiserLaw(
             optimiser="Adam(W)",

@@ -52,7 +52,7 @@ def html(report: AuditReport) -> str:
             (r.name, r.verdict, number(r.l2_norm), interval(r.loss_change), number(r.setting), r.effect, r.line)
             for r in report.remedies
         ]
-        header = ("remedy", "scale then", "norm after 8 K", "loss now", "setting", "effect", "how")
+        header = ("remedy", "scale then", "norm it settles at", "loss now", "setting", "effect", "how")
         parts += ["<h2>Remedies</h2>", _table(header, remedies)]
     parts.append(f"<h2>Everything</h2><pre>{escape(in_words(report))}</pre>")
     title = escape(f"Audit of {report.name}")

@@ -58,7 +58,8 @@ class Direction:
             most; of fixed directions and the mean only what stays in the fixed blind subspace counts.
         activity_low: of the direction that keeps least.
         drive: what one loop adds along it, relative to |h|: signed for one direction, a length for a family.
-        deferred: logit variance over K further loops, relative to an isotropic direction's.
+        deferred: logit variance over K further loops, relative to an isotropic direction's, drawn once for every token;
+            None where not even that reaches those logits.
         tokens_with, tokens_searched: at how many of the searched tokens it is blind.
         span: dimension of the smallest fixed subspace that holds it at all searched tokens, where it was searched for.
         basis: orthonormal vectors of that subspace, if it is fixed and small; empty otherwise.
@@ -72,7 +73,7 @@ class Direction:
     activity: float
     activity_low: float
     drive: float
-    deferred: float
+    deferred: float | None
     verdict: Verdict
     tokens_with: int
     tokens_searched: int
@@ -82,7 +83,8 @@ class Direction:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Mean Euclidean norm after `loops` loops: predicted from the state after the trained loops, and seen."""
+    """Mean Euclidean norm after `loops` loops, predicted and seen: after the trained loops from the state after the
+    first, further on from the state after the trained ones."""
 
     loops: int
     predicted: float | None
@@ -107,8 +109,8 @@ class Growth:
 
     Attributes:
         regime_number: |b(2h) - b(h)| / |b(h)|: near 0 the displacement depends on the direction only and the forecast
-            holds; None where the step adds nothing.
-        gain: what becomes of a large norm in a loop: 1 carried, 0 removed.
+            holds; 0 where the step adds nothing.
+        gain: factor on a large norm in a loop: 1 carried, 0 removed; where it is negative nothing is forecast.
         radial_increment: norm added by a loop, far out.
         displacement: |b|, far out.
     """
@@ -186,7 +188,7 @@ class Remedy:
 
     Attributes:
         verdict: of the scale under it.
-        l2_norm: predicted mean Euclidean norm after 8 K loops; None where only training decides.
+        l2_norm: predicted mean Euclidean norm where it settles; None where only training decides.
         loss_change: when applied to the weights as they are, without training; None if the loss stays what it is.
         setting: a starting value (penalty weight, damping factor), where it has one.
         line: how to apply it.

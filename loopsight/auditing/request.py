@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +73,10 @@ def model_and_batch(request: Request) -> tuple[Any, Any, tuple[str, ...]]:
         raise CannotAsk(f"name one model: a run folder, --factory or --hf; got {' and '.join(named) or 'none'}.")
     if request.sequences < 1 or request.length < 2:
         raise CannotAsk(f"expected --sequences >= 1 and --length >= 2, got {request.sequences} and {request.length}.")
+    if request.loops is not None and request.loops < 1 or request.groups is not None and request.groups < 2:
+        raise CannotAsk(f"expected --loops >= 1 and --groups >= 2, got {request.loops} and {request.groups}.")
+    if request.out.name in ("", ".."):
+        raise CannotAsk(f"--out {request.out} is a folder; name the files in it, as --out {request.out / 'audit'}.")
     batch: Any = None
     tokeniser: Any = None
     if request.run is not None:
@@ -88,7 +92,7 @@ def model_and_batch(request: Request) -> tuple[Any, Any, tuple[str, ...]]:
         return model, _cut(_read_ids(request, tokeniser), request).to(home), ()
     if batch is None:
         return model, _random_ids(module, request).to(home), (RANDOM,)
-    return model, batch.to(home) if request.device is not None and isinstance(batch, Tensor) else batch, ()
+    return model, batch if request.device is None else _moved(batch, home), ()
 
 
 def function_named(name: str) -> Callable[..., Any]:
@@ -136,6 +140,8 @@ def _from_run(folder: Path) -> tuple[Any, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("factory"), str):
         raise CannotAsk(f'{path} names no factory; it needs "factory": "package.module:function".')
     batch = config.get("batch")
+    if batch is not None and not isinstance(batch, str):
+        raise CannotAsk(f'"batch" in {path} must be "package.module:function", got {batch!r}.')
     return _called(config["factory"], folder), None if batch is None else _called(batch, folder)
 
 
@@ -193,9 +199,17 @@ def _random_ids(module: object, request: Request) -> Tensor:
     return torch.randint(classes, (request.sequences, request.length), generator=generator)
 
 
+def _moved(batch: Any, home: torch.device | None) -> Any:
+    if isinstance(batch, Mapping):
+        return {key: _moved(value, home) for key, value in batch.items()}
+    return batch.to(home) if isinstance(batch, Tensor) else batch
+
+
 def _move(module: object, device: str | None) -> None:
-    if device is None or not isinstance(module, nn.Module):
+    if device is None:
         return
+    if not isinstance(module, nn.Module):
+        raise CannotAsk("--device moves a torch module, and these maps name none; let the factory make them there.")
     try:
         module.to(device)
     except (RuntimeError, AssertionError) as error:

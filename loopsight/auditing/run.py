@@ -63,7 +63,8 @@ def audit(
             `loopsight.adapters` recognises. It is left as it was.
         batch: what `embed` takes; token ids (batch, time), or a mapping with `input_ids`, bring their own targets. Use
             data, not noise: the states should be typical of the model.
-        targets: class of every token (..., ), int64, -100 for none; the next token when not given.
+        targets: class of every token (..., ), int64, -100 for none. When not given: the batch's `labels`, else the next
+            token where no loop looks ahead; none at padding (`attention_mask`).
         num_loops: K, as trained; needed if the model does not say it.
         groups: number of equal groups of channels to ask about; detected when not given.
         penalty: a penalty on the state that the training loss has, states (..., d) to its weighted value per token.
@@ -72,19 +73,23 @@ def audit(
         seed: of random motions, labels and probes.
 
     Raises:
-        ValueError: one sentence saying what of model, batch or targets is wrong. A model that cannot be judged is no
-            error: the report is not `valid` and says why.
+        ValueError: one sentence saying what of model, batch, targets or penalty is wrong. A model that cannot be judged
+            is no error: the report is not `valid` and says why.
 
     Source: this project; theory/ P1, P3, P4, P8, P10, P11, P13, P17.
     """
     started = time.perf_counter()
+    if torch.is_inference_mode_enabled():
+        raise ValueError("an audit takes derivatives: call it outside torch.inference_mode().")
     with at_rest(model):
         maps = as_maps(model, batch, num_loops)
     with at_rest(maps.module):
         subject = prepare(maps, batch, targets)
         width = subject.audited.shape[-1]
-        if groups is not None and (groups < 2 or width % groups):
+        if groups is not None and (not isinstance(groups, int) or groups < 2 or width % groups):
             raise ValueError(f"groups must be at least 2 and divide the width of the state, {width}, got {groups}.")
+        if penalty is not None:
+            _require_penalty(penalty, subject.audited)
         return _audit(subject, groups, penalty, symmetries, seed, started)
 
 
@@ -113,9 +118,11 @@ def _audit(
     losses = by_loop(subject) if subject.targets is not None else None
     loss = None if losses is None else loss_report(subject, losses)
     if loss is None:
-        notes.append("no targets, so no cross-entropy: pass token ids as the batch, or targets.")
+        notes.append("no targets, so no cross-entropy: pass targets (token ids bring them to causal models only).")
     counted = _gauge(subject, symmetries, notes)
     module = maps.module
+    if any(direction.deferred is None for direction in judged):
+        notes.append("no deferred visibility: no direction of the state reaches the logits of later loops.")
     return AuditReport(
         version=VERSION,
         name=maps.name,
@@ -140,6 +147,13 @@ def _audit(
         notes=tuple(notes),
         seconds=time.perf_counter() - started,
     )
+
+
+def _require_penalty(penalty: StateMap, h: Tensor) -> None:
+    value = penalty(h)
+    if not isinstance(value, Tensor) or value.shape != h.shape[:-1]:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"penalty must give one value for every token, shape {tuple(h.shape[:-1])}, got {got}.")
 
 
 def _independent_rows(step: StateMap, readout: StateMap, h: Tensor) -> int:

@@ -1,7 +1,7 @@
 """The user's model, batch and targets as one checked value; what is wrong with them is said in one sentence."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from loopsight.protocol import LoopedMaps, LoopedModel, unroll
+from loopsight.responses import StateMap
 
 IGNORED = -100  # target of a token that no loss is taken of, as in torch's cross_entropy
+LEAK = 1e-3  # of the last token's change, in earlier tokens: more than rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +66,29 @@ def as_maps(model: Any, batch: Any, num_loops: int | None) -> LoopedMaps:
             f"the model must be a torch module or loopsight.protocol.LoopedMaps, got {type(model).__name__}."
         )
     maps = maps if num_loops is None else dataclasses.replace(maps, num_loops=num_loops)
-    if maps.num_loops < 1:
-        raise ValueError(f"num_loops must be at least 1, got {maps.num_loops}.")
+    if not isinstance(maps.num_loops, int) or maps.num_loops < 1:
+        raise ValueError(f"num_loops must be a whole number, at least 1, got {maps.num_loops}.")
     return maps
 
 
 @contextmanager
 def at_rest(model: object) -> Iterator[None]:
-    """Evaluation mode, if it is a module, for as long as the audit takes; every submodule's own mode comes back."""
-    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    """Evaluation mode, if it is a module, for as long as the audit takes; modes and buffers come back as they were."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(part, part.training) for part in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        if isinstance(model, nn.Module):
-            model.eval()
+        model.eval()
         yield
     finally:
         for part, training in modes:
             part.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 @torch.no_grad()
@@ -93,21 +102,25 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     _require_weights(maps.module)
     h = maps.embed(batch)
     _require_state(h, "embed(batch)")
+    _require_left_alone(maps.step, h, "step")
     states = unroll(maps.step, h, 2 * maps.num_loops)
     for k, state in enumerate(states):
         _require_state(state, f"the state after loop {k} (trained: {maps.num_loops})")
     if not torch.equal(maps.step(states[1]), states[2]):
         raise ValueError("step gives two values for one state; fix its random numbers (dropout, noise, initial state).")
+    _require_left_alone(maps.readout, states[maps.num_loops], "readout")
+    _require_buffers_kept(maps, states[maps.num_loops])
     logits = maps.readout(states[maps.num_loops])
     _require_state(logits, "readout(h)", what="logits (..., classes)")
     if logits.shape[:-1] != h.shape[:-1] or logits.shape[-1] < 2:
         got = f"{tuple(h.shape)} to {tuple(logits.shape)}"
         raise ValueError(f"readout must give every token at least 2 logits, (..., d) to (..., classes), got {got}.")
     if targets is None:
-        targets = _next_tokens(batch, h)
-    elif targets.shape != h.shape[:-1] or targets.is_floating_point():
-        shape, given = tuple(h.shape[:-1]), f"{tuple(targets.shape)} of {targets.dtype}"
-        raise ValueError(f"targets must be integers of shape {shape}, one class a token (-100: none), got {given}.")
+        targets = _own_targets(maps, batch, states)
+    elif not isinstance(targets, Tensor) or targets.shape != h.shape[:-1] or targets.is_floating_point():
+        got = f"{tuple(targets.shape)} of {targets.dtype}" if isinstance(targets, Tensor) else type(targets).__name__
+        shape = tuple(h.shape[:-1])
+        raise ValueError(f"targets must be integers of shape {shape}, one class a token (-100: none), got {got}.")
     if targets is not None:
         targets = targets.to(h.device).long()
         named = targets[targets != IGNORED]
@@ -124,12 +137,32 @@ def tokens_of(batch: Any) -> Tensor | None:
     return batch if integer else None
 
 
-def _next_tokens(batch: Any, h: Tensor) -> Tensor | None:
-    tokens = tokens_of(batch)
-    if tokens is None or tokens.shape != h.shape[:-1] or tokens.ndim == 0 or tokens.shape[-1] < 2:
+def _own_targets(maps: LoopedMaps, batch: Any, states: Sequence[Tensor]) -> Tensor | None:
+    """The batch's labels, or else its next tokens, without padding; None where the next token is in plain sight.
+
+    Labels are where `transformers` has them: at the token itself, so that a causal model's are those of the next place.
+    """
+    tokens, shape = tokens_of(batch), states[0].shape[:-1]
+    if tokens is None or tokens.shape != shape or tokens.ndim == 0 or tokens.shape[-1] < 2:
         return None
-    none = tokens.new_full((*tokens.shape[:-1], 1), IGNORED)
-    return torch.cat([tokens[..., 1:], none], dim=-1)
+    labels, mask = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("labels", "attention_mask"))
+    labels = labels if isinstance(labels, Tensor) and labels.shape == shape else None
+    if _looks_ahead(maps.step, states):
+        return labels
+    targets = tokens if labels is None else labels
+    if isinstance(mask, Tensor) and mask.shape == shape:
+        targets = targets.masked_fill(mask == 0, IGNORED)
+        targets[..., 1:] = targets[..., 1:].masked_fill(mask[..., :-1] == 0, IGNORED)
+    none = tokens.new_full((*shape[:-1], 1), IGNORED)
+    return torch.cat([targets[..., 1:], none], dim=-1)
+
+
+def _looks_ahead(step: StateMap, states: Sequence[Tensor]) -> bool:
+    """Whether one loop carries something of the last token into earlier ones."""
+    moved = states[0].clone()
+    moved[..., -1, :] = moved[..., -1, :].roll(1, dims=-1)
+    change = (step(moved) - states[1]).abs()
+    return bool(change[..., :-1, :].max() > LEAK * change[..., -1, :].max())
 
 
 def _require_weights(module: nn.Module | None) -> None:
@@ -138,6 +171,8 @@ def _require_weights(module: nn.Module | None) -> None:
     if next(module.parameters(), None) is None:
         raise ValueError(f"the model ({type(module).__name__}) has no parameters; pass the module that holds them.")
     for name, tensor in module.named_parameters():
+        if tensor.is_inference():
+            raise ValueError("the model was made in inference mode, where nothing has a derivative; make it outside.")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"the parameter '{name}' holds NaN or infinite values; load a checkpoint that has none.")
 
@@ -153,8 +188,26 @@ def _require_one_device(module: nn.Module | None, batch: Any) -> None:
         raise ValueError(f"the model is on {home} and the batch on {', '.join(map(str, devices))}; move one of them.")
 
 
+def _require_left_alone(function: StateMap, h: Tensor, name: str) -> None:
+    """States and derivatives are of the tensor that was given, which an operation in place would overwrite."""
+    given = h.clone()
+    function(given)
+    if not torch.equal(given, h):
+        raise ValueError(f"{name} writes into the state that it is given; write h = h + ..., not h += ... .")
+
+
+def _require_buffers_kept(maps: LoopedMaps, h: Tensor) -> None:
+    """What a first call makes, as a cache, may stay; what every call changes has no derivative."""
+    named = {} if maps.module is None else dict(maps.module.named_buffers())
+    before = {name: buffer.clone() for name, buffer in named.items()}
+    maps.readout(maps.step(h))
+    for name, buffer in named.items():
+        if not torch.equal(buffer, before[name]):
+            raise ValueError(f"the model changes its buffer '{name}' in every call, in evaluation too; leave it out.")
+
+
 def _require_state(h: object, name: str, what: str = "states (..., d)") -> None:
-    if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim < 2:
+    if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim < 2 or not h.numel():
         got = f"{tuple(h.shape)} of {h.dtype}" if isinstance(h, Tensor) else type(h).__name__
         raise ValueError(f"{name} must be a floating-point tensor of {what}, got {got}.")
     if not torch.isfinite(h).all():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from loopsight.auditing.report import AuditReport, Direction, Interval
 
+CARRIED = 1e-3  # of a gain from 1: the norm grows by what is added
 SCALE_FREE = 0.1  # degree of a readout below which hardly anything but an epsilon lets the scale through
 HEADER = ("direction", "dim", "verdict", "visibility", "finite change", "activity", "drive", "deferred")
 
@@ -29,7 +30,9 @@ def headline(report: AuditReport) -> str:
             f"BLIND, BUT NOT KEPT: the readout cannot see {_names(blind)}, and the recurrence does not keep it.{unsure}"
         )
     grows = report.growth.radial_increment > 0 and any(d.kind == "scale" for d in active)
-    growth = f" The scale grows by {report.growth.radial_increment:.4g} a loop." if grows else ""
+    gain, added = report.growth.gain, report.growth.radial_increment
+    times = "" if abs(gain - 1.0) < CARRIED else f" multiplies the norm by {gain:.4g} and"
+    growth = f" A loop{times} adds {added:.4g} to {'it' if times else 'the norm'}." if grows else ""
     return f"BLIND AND ACTIVE: the readout cannot see {_names(active)}, and the recurrence keeps it.{growth}{unsure}"
 
 
@@ -53,7 +56,7 @@ def direction_cells(d: Direction) -> tuple[str, ...]:
         "-" if d.finite_change is None else f"{d.finite_change:.1e}",
         f"{d.activity:.4g}" if d.dimension == 1 else f"{d.activity_low:.4g} to {d.activity:.4g}",
         f"{d.drive:+.3g}" if d.dimension == 1 else f"{d.drive:.3g}",
-        f"{d.deferred:.1e}",
+        "-" if d.deferred is None else f"{d.deferred:.1e}",
     )
 
 
@@ -154,5 +157,5 @@ def _remedies(report: AuditReport) -> str:
         (r.name, r.verdict, number(r.l2_norm), interval(r.loss_change), number(r.setting), r.line)
         for r in report.remedies
     ]
-    header = ("remedy", "scale then", "norm after 8 K", "loss now, untrained", "setting", "how")
+    header = ("remedy", "scale then", "norm it settles at", "loss now, untrained", "setting", "how")
     return table(header, rows)

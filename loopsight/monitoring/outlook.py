@@ -53,18 +53,29 @@ class Sample:
     radial_noise_floor: float
     stagnation: dict[str, Stagnation | None]
 
+    def l2_norm_after(self, k: int | None) -> float | None:
+        """Mean norm of h_k; None where it was not observed."""
+        return self.mean_l2_norm[self.loops.index(k)] if k in self.loops else None
+
+    def max_abs_after(self, k: int | None) -> float | None:
+        """Largest coordinate of h_k; None where it was not observed."""
+        return self.max_abs[self.loops.index(k)] if k in self.loops else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
     """What the recent growth leads to if it goes on; None where nothing grows, or too little has been seen.
 
     Attributes:
-        growth_by_step: trend of the mean Euclidean norm of the last state over the last samples, by optimiser step.
+        compared: the last loop that all of the last samples have (the number of loops may vary), whose state they are
+            compared at.
+        growth_by_step: trend of the mean Euclidean norm of that state over the last samples, by optimiser step.
         growth_by_loop: trend of the same norm over the states h_k, k >= 1, of the last sample, by loop.
-        steps_to_overflow: by format, when the largest coordinate of the last state passes the format's largest number.
-        loops_to_overflow: the same for further loops at these weights.
+        steps_to_overflow: by format, when that state's largest coordinate passes the format's largest number.
+        loops_to_overflow: the same for further loops at these weights, from the last state.
     """
 
+    compared: int | None
     growth_by_step: Trend | None
     growth_by_loop: Trend | None
     steps_to_overflow: dict[str, Reach | None]
@@ -77,10 +88,12 @@ def outlook(history: Sequence[Sample]) -> Outlook:
     newest = history[-1]
     recurrent = [n for n, k in enumerate(newest.loops) if k >= 1][-MAXIMUM_POINTS:]  # h_0 is no loop's result
     loops = [newest.loops[n] for n in recurrent]
+    compared = max(set(newest.loops).intersection(*(sample.loops for sample in history)), default=None)
     return Outlook(
-        growth_by_step=_trend(steps, [sample.mean_l2_norm[-1] for sample in history]),
+        compared=compared,
+        growth_by_step=_trend(steps, [sample.l2_norm_after(compared) for sample in history]),
         growth_by_loop=_trend(loops, [newest.mean_l2_norm[n] for n in recurrent]),
-        steps_to_overflow=_overflow(_trend(steps, [sample.max_abs[-1] for sample in history])),
+        steps_to_overflow=_overflow(_trend(steps, [sample.max_abs_after(compared) for sample in history])),
         loops_to_overflow=_overflow(_trend(loops, [newest.max_abs[n] for n in recurrent])),
     )
 

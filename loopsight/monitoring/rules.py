@@ -1,8 +1,9 @@
 """When the monitor warns. Three rules, each on the last samples only, each said once in a run.
 
 blind growth   in each of the last 4 samples the radial gradient fraction at the last state is below a tenth of a random
-               gradient's; the norm of that state has grown by 10 % or more over the window, and its trend's 95 %
-               interval is positive; the last loop still adds 1 % or more (drive), so that the recurrence carries it.
+               gradient's; the norm of the last state that all samples of the window have (where the number of loops
+               varies, an earlier one) has grown by 10 % or more over the window, and its trend's 95 % interval is
+               positive; the last loop still adds 1 % or more (drive), so that the recurrence carries it.
 overflow       a state holds infinities or NaN, or its format's largest number is expected within 4 times the steps of
                the window, or within 4 times the loops that were run.
 stagnation     a state kept in bfloat16 or float16 grows (as above), and within 4 times the loops that were run half of
@@ -48,8 +49,8 @@ def alarms(history: Sequence[Sample], ahead: Outlook) -> list[Alarm]:
 
 
 def grows(history: Sequence[Sample], ahead: Outlook) -> bool:
-    """The last state's norm has grown over the window, by a tenth and beyond the fit's uncertainty."""
-    first, last = history[0].mean_l2_norm[-1], history[-1].mean_l2_norm[-1]
+    """The compared state's norm has grown over the window, by a tenth and beyond the fit's uncertainty."""
+    first, last = (sample.l2_norm_after(ahead.compared) for sample in (history[0], history[-1]))
     trend = ahead.growth_by_step
     if len(history) < MINIMUM_SAMPLES or first is None or last is None or trend is None:
         return False
@@ -63,17 +64,17 @@ def blind(sample: Sample) -> bool:
 
 
 def _blind_growth(history: Sequence[Sample], ahead: Outlook) -> Alarm | None:
-    newest, drive = history[-1], history[-1].drive[-1]
+    newest, drive, k = history[-1], history[-1].drive[-1], ahead.compared
     if not grows(history, ahead) or drive is None or drive < DRIVE:
         return None
     if not all(blind(sample) for sample in history[-MINIMUM_SAMPLES:]):
         return None
     message = (
-        f"the looped state's norm grew from {history[0].mean_l2_norm[-1]:.3g} to {newest.mean_l2_norm[-1]:.3g} in "
-        f"steps {history[0].step} to {newest.step}, and the loss does not see it (radial gradient fraction "
-        f"{newest.total_radial_gradient_fraction[-1]:.1e} at the last loop, {newest.isotropic_fraction:.1e} for a "
-        f"random gradient), while the last loop adds {100 * drive:.0f} %; remedies: a readout that sees the scale, a "
-        "penalty on the mean of h_k^2, or a normalisation between loops."
+        f"the looped state's norm after loop {k} grew from {history[0].l2_norm_after(k):.3g} to "
+        f"{newest.l2_norm_after(k):.3g} in steps {history[0].step} to {newest.step}, and the loss does not see it "
+        f"(radial gradient fraction {newest.total_radial_gradient_fraction[-1]:.1e} at the last loop, "
+        f"{newest.isotropic_fraction:.1e} for a random gradient), while the last loop adds {100 * drive:.0f} %; "
+        "remedies: a readout that sees the scale, a penalty on the mean of h_k^2, or a normalisation between loops."
     )
     return Alarm(kind="blind growth", message=message)
 

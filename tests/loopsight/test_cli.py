@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from loopsight import LoopedMaps
+
 
 class Looped(nn.Module):
     num_loops = 2
@@ -65,6 +67,15 @@ def zero_head():
     model = Looped()
     nn.init.zeros_(model.head.weight)
     return model
+
+
+def bare():
+    own = Looped()
+    return LoopedMaps(embed=own.embed, step=own.step, readout=own.readout, num_loops=2), torch.arange(20).view(2, 10)
+
+
+def mapping():
+    return Looped(), {"input_ids": torch.arange(30).view(2, 15), "note": "as tokenisers add them"}
 
 
 def leaves():
@@ -154,6 +165,10 @@ def test_fail_on(workplace, factory, fail_on, status):
         (["--factory", "their_model:blind", "--ids", "none.txt"], 2, "cannot read none.txt"),
         (["--factory", "their_model:blind", "--text", "their_model.py"], 2, "pass --ids"),
         (["--factory", "their_model:blind", "--unknown"], 2, "loopsight audit -h"),
+        (["--factory", "their_model:blind", "--loops", "0"], 2, "expected --loops >= 1"),
+        (["--factory", "their_model:blind", "--groups", "1"], 2, "--groups >= 2"),
+        (["--factory", "their_model:blind", "--out", "."], 2, "--out . is a folder; name the files in it"),
+        (["--factory", "their_model:bare", "--device", "cpu"], 2, "these maps name none"),
     ],
 )
 def test_a_failure_is_one_sentence_and_a_status(workplace, capsys, arguments, status, sentence):
@@ -168,6 +183,27 @@ def test_ids_from_a_file_are_the_batch(workplace):
     assert run("--factory", "their_model:blind", "--ids", "ids.txt", "--no-html") == 0
     report = AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8"))
     assert report.tokens == 20 and not [note for note in report.notes if "random" in note]
+
+
+def test_a_mapping_is_moved_with_the_model(workplace):
+    assert run("--factory", "their_model:mapping", "--device", "cpu", "--no-html") == 0
+
+
+def test_a_run_whose_batch_is_no_function_is_named(workplace, capsys):
+    (workplace / "run").mkdir()
+    (workplace / "run" / "config.json").write_text('{"factory": "their_model:blind", "batch": 5}', encoding="utf-8")
+    assert run("run") == 2
+    assert '"batch" in run/config.json must be "package.module:function", got 5' in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_page_is_drawn_leaves_the_json(workplace, capsys, monkeypatch):
+    def interrupted(report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "html", interrupted)
+    assert run("--factory", "their_model:blind") == 1
+    assert "those named above are written, and whole" in capsys.readouterr().err
+    assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).blind
 
 
 def test_no_command_is_usage(capsys):

@@ -341,6 +341,19 @@ def test_a_copy_of_the_model_is_not_monitored(tokens):
     assert records == train(build(), tokens, 1)
 
 
+def test_a_monitored_model_can_be_saved_and_what_comes_back_is_not_monitored(tokens, tmp_path):
+    model, records = nn.Sequential(nn.Linear(D, D)), []
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    with LoopMonitor(model, model[0], optimiser=optimiser, sinks=[records.append], every=1):
+        torch.save(model, tmp_path / "model.pt")
+        torch.save(optimiser, tmp_path / "optimiser.pt")
+        other = torch.load(tmp_path / "model.pt", weights_only=False)
+        other(torch.ones(2, D)).sum().backward()
+        assert torch.equal(other(torch.ones(2, D)), model(torch.ones(2, D)))
+        optimiser.step()
+    assert [record["loops"] for record in records] == [(1,)]
+
+
 def test_the_state_is_picked_out_of_what_the_loop_returns(tokens):
     class Wrapped(nn.Module):
         def __init__(self) -> None:
@@ -409,7 +422,10 @@ def test_a_loop_that_is_never_called_is_said(tokens):
         (lambda model: LoopMonitor(model, "blok"), "the model has no module 'blok'; it has, for example, table, block"),
         (lambda model: LoopMonitor(model, "a.norm"), "no module 'a.norm'; it has, for example, block.norm"),
         (lambda model: LoopMonitor(None, "block"), "the loop is named 'block': give the model that holds it"),
-        (lambda model: LoopMonitor(model, "block", every=0), "every must be at least 1 step, got 0"),
+        (
+            lambda model: LoopMonitor(model, "block", every=0),
+            "every must be a whole number of steps, at least 1, got 0",
+        ),
         (lambda model: LoopMonitor().observe(0, torch.tensor(1.0)), "state 0 must be a floating-point tensor"),
         (
             lambda model: LoopMonitor().observe(2, torch.ones(2, dtype=torch.int64)),

@@ -109,10 +109,42 @@ NORMS = (10.0, 13.0, 17.0, 22.0, 28.0)
 GROWING = [sample(50 * n, norm) for n, norm in enumerate(NORMS)]
 
 
+def with_loops(loops: int, step: int, norm: float) -> Sample:
+    """A sample of so many loops, of which h_4 has the given norm: deeper states are longer in any case."""
+    return sample(
+        step,
+        norm,
+        loops=tuple(range(1, loops + 1)),
+        tokens=(10,) * loops,
+        unusable_tokens=(0,) * loops,
+        nonfinite_tokens=(0,) * loops,
+        mean_l2_norm=tuple(norm * k / 4 for k in range(1, loops + 1)),
+        max_l2_norm=(norm,) * loops,
+        max_abs=tuple(norm * k / 4 for k in range(1, loops + 1)),
+        relative_radial_increment=(None, *[0.5] * (loops - 1)),
+        drive=(None, *[0.5] * (loops - 1)),
+        total_radial_gradient_fraction=(*[0.01] * (loops - 1), 1e-8),
+        tokens_without_gradient=(0,) * loops,
+    )
+
+
+def test_more_loops_are_no_growth():
+    """Where the number of loops varies, states after the same loop are compared."""
+    deeper = [with_loops(k, 50 * n, 10.0) for n, k in enumerate((4, 5, 6, 7, 8))]
+    assert deeper[-1].mean_l2_norm[-1] == 2 * deeper[0].mean_l2_norm[-1]
+    assert kinds(deeper) == [] and outlook(deeper).compared == 4
+    assert outlook(deeper).steps_to_overflow["float16"] is None
+    grown = [with_loops(k, 50 * n, norm) for n, (k, norm) in enumerate(zip((8, 5, 7, 4, 6), NORMS, strict=True))]
+    assert kinds(grown) == ["blind growth"]
+    assert "norm after loop 4 grew from 10 to 28" in alarms(grown, outlook(grown))[0].message
+    apart = [replace(s, loops=tuple(k + 10 * n for k in s.loops)) for n, s in enumerate(GROWING)]
+    assert kinds(apart) == [] and outlook(apart).compared is None
+
+
 def test_a_state_that_grows_unseen_is_blind_growth():
     assert kinds(GROWING) == ["blind growth"]
     message = alarms(GROWING, outlook(GROWING))[0].message
-    assert "grew from 10 to 28 in steps 0 to 200" in message and "a normalisation between loops" in message
+    assert "after loop 4 grew from 10 to 28 in steps 0 to 200" in message and "a normalisation between loops" in message
 
 
 @pytest.mark.parametrize(

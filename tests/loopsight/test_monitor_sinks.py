@@ -1,6 +1,7 @@
 """Sinks: JSON lines that survive a killed run, TensorBoard scalars by loop, and sinks that fail."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -34,9 +35,15 @@ def test_json_lines_are_strict_appended_and_complete_after_each_record(tmp_path)
     assert lines[0]["mean_l2_norm"] == [4.0, 6.0] and lines[0]["total_radial_gradient_fraction"] == [None, None]
 
 
-def test_numbers_that_json_does_not_know_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="JSON compliant"):
-        JsonLines(tmp_path / "loop.jsonl")({"event": "sample", "step": 0, "loss": float("nan")})
+def test_numbers_that_json_does_not_know_are_null(tmp_path):
+    path = tmp_path / "loop.jsonl"
+    JsonLines(path)({"event": "sample", "step": 0, "norms": (1.0, math.inf), "inner": {"loops": math.nan}})
+    assert json.loads(path.read_text()) == {
+        "event": "sample",
+        "step": 0,
+        "norms": [1.0, None],
+        "inner": {"loops": None},
+    }
 
 
 def test_tensorboard_has_a_curve_for_every_loop_and_warnings_as_text(tmp_path):

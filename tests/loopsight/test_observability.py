@@ -1,6 +1,8 @@
 """Visibility and activity against dense Jacobians, against broken copies, and the artefacts they must not
 mistake for blindness."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -418,6 +420,14 @@ def test_states_made_in_inference_mode_are_accepted(h):
 
 
 # Finite motions
+
+
+def test_a_motion_that_gives_no_number_decides_nothing(h):
+    """NaN among random motions, where the motion itself changes nothing: the logarithm of a share of the whole."""
+    positive = h.abs() + 0.1
+    found = invariance(lambda h: (h / h.sum(-1, keepdim=True)).log()[..., 0].mean(), positive, generator=generator())
+    assert math.isnan(found.random_change) and found.change < 1e-12
+    assert found.verdict == "invalid" and "NaN" in found.reason
 
 
 def cross_entropy(readout):

@@ -43,6 +43,14 @@ def what_happens(h: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     return x.double().abs(), loops
 
 
+def test_an_update_that_does_not_fit_the_format_overflows_it_at_once():
+    h, b = torch.tensor([1.0, 1.0]), torch.tensor([1e5, -1e5])
+    freeze = predicted_freeze(h, b, torch.float16)
+    assert torch.isinf(freeze.level).all() and freeze.loops.tolist() == [1.0, 1.0]
+    assert torch.isinf(h.half() + b.half()).all()
+    assert torch.isfinite(predicted_freeze(h, b, torch.bfloat16).level).all()
+
+
 def assert_the_freeze_is_predicted(predict, dtype: torch.dtype, *, in_line: bool = True) -> None:
     generator = torch.Generator().manual_seed(0)
     b = torch.randn(8, 25, dtype=torch.float64, generator=generator)

@@ -36,6 +36,15 @@ def assert_leaks(instrument, h: Tensor) -> None:
             torch.testing.assert_close(predicted, measured.by_action, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("form", ["inside_root", "added_to_rms", "clamp"])
+def test_squares_do_not_leave_a_narrow_format(form):
+    for scale in (1e-4, 1.0, 1e3):
+        h = (scale * random(3, D)).half()
+        torch.testing.assert_close(
+            epsilon_leak(h, 1e-6, form), epsilon_leak(h.double(), 1e-6, form), check_dtype=False, rtol=1e-4, atol=1e-12
+        )
+
+
 def twice_the_epsilon(h, eps, form="inside_root", *, centred=False):
     rho = epsilon_leak(h, eps, form, centred=centred)
     return rho / (1 + rho)

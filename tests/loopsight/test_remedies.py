@@ -1,11 +1,14 @@
 """Every remedy, checked by auditing again, and by training with it."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from loopsight import LoopedMaps, audit, remedies
+import loopsight
+from loopsight import LoopedMaps, audit, remedies, unroll
 
 WIDTH, CLASSES, LOOPS = 16, 24, 4
 
@@ -115,12 +118,46 @@ def test_the_penalty_is_the_mean_square_of_all_states():
         lambda: remedies.norm_penalty([torch.ones(2)], -1.0),
         lambda: remedies.Damped(nn.Identity(), 1.0),
         lambda: remedies.final_only_readouts(lambda h: h, 1, 1.0),
+        lambda: remedies.norm_penalty([torch.ones(2)], math.inf),
+        lambda: remedies.token_penalty(-1.0),
         lambda: remedies.with_raw_readout(None, 0.0),
+        lambda: remedies.raw_readout(lambda h: h, torch.ones(2), -1.0),
+        lambda: remedies.with_between_norm(None, 0.0),
+        lambda: remedies.BetweenNorm(nn.Identity(), math.nan),
     ],
 )
 def test_what_cannot_be_asked_is_refused(call):
     with pytest.raises((ValueError, TypeError)):
         call()
+
+
+def test_the_penalty_s_starting_weight_is_a_hundredth_of_the_cross_entropy(model, tokens):
+    report = audit(model, tokens, symmetries=False)
+    (weight,) = (remedy.setting for remedy in report.remedies if remedy.name == "norm penalty")
+    with torch.no_grad():
+        states = unroll(model.step, model.embed(tokens), LOOPS)[1:]
+    penalty = remedies.norm_penalty(states, weight).item()
+    assert penalty == pytest.approx(0.01 * report.loops[LOOPS].cross_entropy, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "promised"), [("between-loop norm", "blind but removed"), ("damping", "blind but contracted")]
+)
+def test_the_printed_line_does_what_is_promised_where_the_residual_is_added_outside_of_the_block(
+    name, promised, tokens
+):
+    class Outside(Model):
+        def step(self, h):
+            h = eval(line, {"h": h, "loopsight": loopsight, "rms": setting}) if line else h
+            return h + (self.block(h) - h)
+
+    line = setting = None
+    torch.manual_seed(0)
+    model = Outside()
+    (remedy,) = (remedy for remedy in audit(model, tokens, symmetries=False).remedies if remedy.name == name)
+    assert remedy.verdict == promised
+    line, setting = remedy.line.removeprefix("h = "), remedy.setting
+    assert scale(model, tokens) == promised
 
 
 def trained_norm(model, loss, *, steps=150, noise=0.5):

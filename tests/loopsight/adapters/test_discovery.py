@@ -245,3 +245,13 @@ def test_an_encoder_of_torch_can_be_looped():
         loop_layers(encoder, h, 0)
     with pytest.raises(ValueError, match=r"no torch.nn.ModuleList of layers"):
         loop_layers(built(Cell), torch.zeros(1, 2, dtype=torch.long), 2)
+
+
+def test_a_compiled_module_is_a_shell_around_the_one_that_loops(tokens):
+    plain, model = built(Stack), built(Stack)
+    model.blocks = nn.ModuleList([torch.compile(nn.Sequential(*model.blocks), backend="eager")])
+    maps, expected = discover(model, tokens), discover(plain, tokens)
+    assert maps.num_loops == expected.num_loops == K
+    h = maps.embed(tokens)
+    torch.testing.assert_close(maps.step(h), expected.step(h))
+    torch.testing.assert_close(maps.readout(unroll(maps.step, h, K)[-1]), plain(tokens))

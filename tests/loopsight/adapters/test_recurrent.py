@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from loopsight import audit
 from loopsight.adapters import discover
 from loopsight.derivatives import directional_derivative, pullback, require_adjoint
 from loopsight.growth import asymptotic_step
@@ -32,6 +33,18 @@ def reader(kind: type[nn.Module], every: bool = True, **options: object) -> Read
 @pytest.fixture
 def tokens() -> Tensor:
     return torch.randint(VOCAB, (3, TIME), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recurrence_in_low_precision_is_audited_as_in_float64(kind, dtype, tokens):
+    model, same = reader(kind).to(dtype), tokens[:, :1].expand(-1, TIME)
+    before = model(same)
+    low, exact = audit(model, same), audit(reader(kind).to(dtype).double(), same)
+    assert low.dtype != exact.dtype == "float64"
+    assert low.valid and [d.verdict for d in low.directions] == [d.verdict for d in exact.directions]
+    assert low.directions[0].visibility == pytest.approx(exact.directions[0].visibility, rel=0.05)
+    assert torch.equal(model(same), before)
 
 
 def require_confirmed(maps, h):

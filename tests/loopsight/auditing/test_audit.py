@@ -234,9 +234,13 @@ def broken(model, **changes):
         ({"step": lambda h: h * torch.inf}, "after loop 1 .trained: 3. holds NaN"),
         ({"step": lambda h: h[..., :5]}, "must keep the shape"),
         ({"step": lambda h: h + torch.rand_like(h)}, "two values for one state"),
+        ({"step": lambda h: h.add_(1.0)}, "step writes into the state that it is given"),
+        ({"readout": lambda h: h.mul_(2.0)}, "readout writes into the state that it is given"),
+        ({"step": lambda h: (h, None)}, "what step returns must be a floating-point tensor, got tuple"),
+        ({"embed": lambda t: torch.zeros(3, 20, 0)}, "must be a floating-point tensor of states"),
         ({"readout": lambda h: h.sum(-1)}, "logits"),
         ({"module": nn.Identity()}, "no parameters"),
-        ({"num_loops": 0}, "num_loops must be at least 1"),
+        ({"num_loops": 0}, "num_loops must be a whole number, at least 1"),
     ],
 )
 def test_what_cannot_be_audited_is_named(make_model, tokens, changes, message):
@@ -266,6 +270,29 @@ def test_without_targets_there_is_no_loss_and_the_report_says_so(make_model, tok
     report = audit(maps, model.embed(tokens).detach())
     assert report.loss is None and any("no targets" in note for note in report.notes)
     assert verdicts(report)["scale"] == "blind and active"
+
+
+def test_what_reaches_no_later_logits_has_no_deferred_visibility(make_model, tokens):
+    model = make_model()
+    fixed = model.embed(tokens).detach()
+    report = audit(broken(model, step=lambda h: fixed.to(h)), tokens)
+    assert {direction.deferred for direction in report.directions} == {None}
+    assert any("no deferred visibility" in note for note in report.notes) and "nan" not in str(report)
+    assert AuditReport.from_json(report.to_json()) == report
+
+
+def test_the_headline_says_what_a_loop_does_to_the_norm(report):
+    assert "A loop adds " in headline(report) and "multiplies" not in headline(report)
+    grown = replace(report, growth=replace(report.growth, gain=1.5, radial_increment=3.0))
+    assert "A loop multiplies the norm by 1.5 and adds 3 to it." in headline(grown)
+
+
+def test_a_norm_of_torch_s_own_gives_no_warning(make_model, tokens, recwarn):
+    model = make_model()
+    model.final = nn.RMSNorm(24, eps=1e-6)
+    model.readout = lambda h: model.head(model.final(h))
+    assert verdicts(audit(model, tokens))["scale"] == "blind and active"
+    assert not recwarn.list
 
 
 def test_a_readout_that_mixes_few_tokens_is_not_taken_token_by_token(make_model, tokens):

@@ -10,6 +10,7 @@ from loopsight import asymptotic_step, unroll
 from loopsight.auditing import losses
 from loopsight.auditing.forecast import growth
 from loopsight.auditing.losses import bootstrap
+from loopsight.precision import predicted_freeze
 
 D = 12
 
@@ -53,6 +54,43 @@ def test_a_displacement_that_turns_with_the_state_stays_within_its_bounds():
     for forecast in grown(step, states[1], states[8], 8, seen).forecasts:
         assert forecast.low <= forecast.observed <= forecast.high
         assert forecast.predicted == pytest.approx(forecast.observed, rel=0.05)
+
+
+@pytest.mark.parametrize("gain", [0.949, 0.97, 0.999])
+@pytest.mark.parametrize("size", [2.0, 40.0, 1500.0, 4000.0])
+def test_a_damped_state_meets_only_what_lies_below_where_it_settles(gain, size):
+    """Loops to overflow and to no longer moving: those of the recurrence itself, or never."""
+    first = torch.ones(2, D).double()
+    found = {p.dtype: p for p in grown(lambda h: gain * h + size, first, first, 1, {1: 1.0}).low_precision}
+
+    def loops_to(level):
+        loops, x = 0, 1.0
+        while x < level and loops < 100_000:
+            loops, x = loops + 1, gain * x + size
+        return loops if x >= level else math.inf
+
+    overflow = loops_to(torch.finfo(torch.float16).max)
+    assert found["float16"].loops_until_overflow == pytest.approx(overflow, abs=1.0)
+    level = predicted_freeze(first, torch.full_like(first, size), torch.bfloat16).level[0, 0].item()
+    assert found["bfloat16"].loops_until_stagnation == pytest.approx(loops_to(level), abs=1.0)
+
+
+def test_a_state_that_is_turned_round_is_not_forecast():
+    def step(h):
+        return -(h + 1.0)
+
+    found = grown(step, start(), start(), 1, {1: 1.0})
+    assert found.gain == pytest.approx(-1.0) and [forecast.predicted for forecast in found.forecasts] == [None] * 4
+    assert all(math.isnan(p.loops_until_stagnation) and math.isnan(p.loops_until_overflow) for p in found.low_precision)
+
+
+def test_a_factor_alone_is_forecast():
+    """What the step adds far out is rounding, whose regime number means nothing."""
+    seen, states = observed(lambda h: 1.5 * h, start(), 16)
+    found = grown(lambda h: 1.5 * h, states[1], states[2], 2, seen)
+    assert found.regime_number == 0.0
+    for forecast in found.forecasts:
+        assert forecast.predicted == pytest.approx(forecast.observed, rel=1e-6)
 
 
 def test_a_linear_map_is_not_forecast():
