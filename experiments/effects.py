@@ -8,20 +8,23 @@ Lenth's pseudo standard error, which takes most effects to be small (Lenth, Tech
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from experiments.config import TRAINING_PRESETS, RunConfig
 from experiments.errors import UsageError
-from experiments.factorial import FACTORIAL, FACTORS, levels_of
+from experiments.factorial import EMBEDDINGS, FACTORIAL, FACTORS, READOUTS, levels_of
 from experiments.files import atomic_path
 from experiments.measure.statistics import t_quantile
 from experiments.provenance import provenance
 from experiments.tables import markdown
-from experiments.variant import PER_LOOP, Variant
+from experiments.variant import PER_LOOP
 from experiments.variants import VARIANTS
+from models import PRESETS
 
 CORE = ("readout", "head", "embeddings")
 RESPONSES = {"log_l2_norm": "final L2 norm, factor", "cross_entropy": "final cross-entropy, nats"}
@@ -32,21 +35,25 @@ NOTE = (
 )
 
 
-def core_levels(variant: Variant) -> dict[str, str] | None:
-    """Levels of the three core factors; None for a variant that is not a cell of that factorial."""
-    kind = {("raw", False): "raw", ("rmsnorm", True): "rmsnorm"}.get((variant.readout.kind, variant.readout.gain))
-    if kind is None or variant.supervision != PER_LOOP or variant.between.kind != "none":
+def core_levels(config: RunConfig) -> dict[str, str] | None:
+    """Levels of the three core factors by a run's configuration, whatever its variant is called; None for a run that is
+    no cell of that factorial: with another loss, or another change to its preset's model, optimiser or weight decay."""
+    usual = TRAINING_PRESETS.get(config.preset)
+    if config.supervision != PER_LOOP or usual is None:
         return None
-    return {
-        "readout": kind,
-        "head": "tied" if variant.readout.tied else "untied",
-        "embeddings": "unit" if variant.embedding_std == 1.0 else "small",
-    }
+    if (config.training.optimiser, config.training.weight_decay) != (usual.optimiser, usual.weight_decay):
+        return None
+    size = replace(PRESETS[config.preset], vocab_size=config.model.vocab_size)
+    for readout, head, embeddings in itertools.product(*(FACTORS[factor] for factor in CORE)):
+        read = replace(READOUTS[readout], tied=head == "tied")
+        if config.model == replace(size, readout=read, embedding_std=EMBEDDINGS[embeddings]):
+            return {"readout": readout, "head": head, "embeddings": embeddings}
+    return None
 
 
 def core_runs(summaries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The runs of the table of variants that make the full factorial of readout, head and embeddings."""
-    pairs = [(core_levels(VARIANTS[s["variant"]]), s) for s in summaries if s["variant"] in VARIANTS]
+    pairs = [(core_levels(RunConfig.from_dict(s["config"])), s) for s in summaries if s["variant"] in VARIANTS]
     return pd.DataFrame([levels | _responses(summary) for levels, summary in pairs if levels])
 
 

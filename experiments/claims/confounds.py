@@ -1,10 +1,6 @@
-"""How much of the contrast is the readout's blindness, and how much the tied N(0, 1) embedding? A 2 x 2 x 2 factorial.
-
-A run belongs to a cell by its configuration, whatever its variant is called.
-"""
+"""How much of the contrast is the readout's blindness, how much the tied N(0, 1) embedding? A 2 x 2 x 2 factorial."""
 
 import math
-from dataclasses import replace
 from itertools import combinations, product
 
 from experiments.claims import estimates as e
@@ -12,31 +8,29 @@ from experiments.claims.cases import REPEAT_LARGE
 from experiments.claims.claim import Claim, Rule
 from experiments.claims.tables import NotMeasured, RunTables
 from experiments.config import RunConfig
-from experiments.variants import PER_LOOP, RAW, RMSNORM, SMALL_EMBEDDING_STD
-from models import PRESETS
+from experiments.effects import CORE, core_levels
+from experiments.factorial import FACTORS as LEVELS
 
-READOUTS = {"raw": RAW, "rmsnorm": RMSNORM}
-HEADS = {"untied": False, "tied": True}
-EMBEDDINGS = {"small": SMALL_EMBEDDING_STD, "N(0,1)": 1.0}
 FACTORS = ("readout", "head", "embedding")
+
+
+def _name(readout: str, head: str, embeddings: str) -> str:
+    return f"{readout} {head} {'N(0,1)' if embeddings == 'unit' else embeddings}"
+
+
 # Levels as -1, then +1, so that a cell's sign in a factor is where its level stands.
 CELLS = {
-    " ".join(levels): signs
-    for levels, signs in zip(product(READOUTS, HEADS, EMBEDDINGS), product((-1, 1), repeat=3), strict=True)
+    _name(*levels): signs
+    for levels, signs in zip(product(*(LEVELS[f] for f in CORE)), product((-1, 1), repeat=3), strict=True)
 }
 EFFECTS = (*combinations(FACTORS, 1), *combinations(FACTORS, 2), FACTORS)
 TRIAL = "this project, before the sweep: a trial of one seed (137 untied, 630 tied RMSNorm; 31 and 3.9 raw)"
 
 
 def cell_of(config: RunConfig) -> str | None:
-    """The factorial cell of a run, or None: per-loop loss, and no change to its preset but the three factors."""
-    if config.supervision != PER_LOOP or config.preset not in PRESETS:
-        return None
-    size = replace(PRESETS[config.preset], vocab_size=config.model.vocab_size)
-    for (readout, read), (head, tied), (embedding, std) in product(READOUTS.items(), HEADS.items(), EMBEDDINGS.items()):
-        if config.model == replace(size, readout=replace(read, tied=tied), embedding_std=std):
-            return f"{readout} {head} {embedding}"
-    return None
+    """The name of a run's cell, one of CELLS; None where `core_levels` has none."""
+    levels = core_levels(config)
+    return None if levels is None else _name(**levels)
 
 
 def effect(names: tuple[str, ...]) -> e.Estimate:
@@ -133,21 +127,12 @@ CONFOUND_CLAIMS = (
         prediction=f"lower by more than {REPEAT_LARGE:g} nats",
         method="Cross-entropy after loop K, untied less tied, N(0, 1) embeddings.",
         tables=("loops",),
-        cases=tuple((f"{r} untied N(0,1)", f"{r} tied N(0,1)") for r in READOUTS),
+        cases=tuple((f"{r} untied N(0,1)", f"{r} tied N(0,1)") for r in LEVELS["readout"]),
         estimate=e.cross_entropy_difference,
         rule=Rule(expect="below", low=-REPEAT_LARGE, high=0.0),
         unit="nats",
         figure="factorial",
         note="Made after that trial.",
     ),
-    *(
-        _effect_claim(names)
-        for names in (
-            *((f,) for f in FACTORS),
-            ("readout", "head"),
-            ("readout", "embedding"),
-            ("head", "embedding"),
-            FACTORS,
-        )
-    ),
+    *map(_effect_claim, EFFECTS),
 )

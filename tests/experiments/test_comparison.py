@@ -1,10 +1,16 @@
 """Ratio claims on synthetic norms in both directions."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments.comparison import _claims, compare
+from experiments.config import RunConfig, TrainingConfig
+from experiments.corpus import CorpusConfig
 from experiments.errors import UsageError
 from experiments.provenance import provenance
+from experiments.variants import find
+from models import PRESETS
 
 
 def verdict(blind, visible):
@@ -38,18 +44,23 @@ def test_a_missing_variant_makes_no_claim():
 
 def summary(variant, seed, norm):
     """Every loop has values of its own, so that one taken for another is seen."""
+    config = RunConfig(
+        variant=variant,
+        preset="tiny",
+        seed=seed,
+        model=find(variant).model_config(replace(PRESETS["tiny"], num_loops=2)),
+        supervision=find(variant).supervision,
+        training=TrainingConfig(steps=3, batch_size=4, learning_rate=0.1),
+        corpus=CorpusConfig(data="synthetic"),
+        corpus_key="k",
+    )
     return {
         "run": f"{variant}-{seed}",
         "variant": variant,
         "seed": seed,
         "num_loops": 2,
         "parameters": 1000,
-        "config": {
-            "preset": "tiny",
-            "training": {"steps": 3, "batch_size": 4, "learning_rate": 0.1},
-            "corpus_key": "k",
-            "model": {"context": 8, "num_loops": 2},
-        },
+        "config": config.to_dict(),
         "sessions": [
             {
                 "date": "2026-01-02T03:04:05",

@@ -8,7 +8,6 @@ import pytest
 
 from experiments.effects import CORE, balanced, core_levels, effects
 from experiments.factorial import FACTORS
-from experiments.variants import find
 
 
 def design(factors, *, seeds, noise, planted):
@@ -61,13 +60,15 @@ def test_a_design_is_narrowed_to_the_seeds_that_every_cell_has():
         effects(runs.iloc[1:], CORE, "y")
 
 
-def test_the_table_of_variants_holds_the_full_core_factorial():
+def test_the_table_of_variants_holds_the_full_core_factorial(make_config):
     names = [
         f"{prefix}scale_{kind}"
         for prefix in ("", "untied_", "small_init_", "untied_small_init_")
         for kind in ("visible", "invariant")
     ]
-    levels = [core_levels(find(name)) for name in names]
+    levels = [core_levels(make_config(name)) for name in names]
     assert len({tuple(level.values()) for level in levels if level}) == 8
     for other in ("layernorm", "scale_removing", "final_norm", "norm_penalty", "terminal_scale_visible"):
-        assert core_levels(find(other)) is None
+        assert core_levels(make_config(other)) is None
+    for change in ({"weight_decay": 1.0}, {"optimiser": "sgd"}):
+        assert core_levels(make_config("scale_visible", **change)) is None
