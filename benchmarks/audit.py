@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.device import choose_device  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import RunError, exit_status  # noqa: E402
+from experiments.errors import RunError, exit_status, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
 from experiments.runs import load_batch, load_model  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
@@ -109,6 +109,7 @@ def main() -> None:
         return
     if not arguments.presets and not arguments.runs:
         parser.error("nothing to audit: name presets, or runs.")
+    require_at_least(2, length=arguments.length)
     device = choose_device(arguments.device)
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments.length, arguments.dtype, device)))

@@ -23,7 +23,7 @@ from benchmarks.sides import READOUTS, SIDES, WARM_UP, batches, make_step, sprea
 from benchmarks.stored import publish  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import exit_status  # noqa: E402
+from experiments.errors import exit_status, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
 from experiments.flops import matmul_peak, synchronise, training_flops  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
@@ -117,6 +117,8 @@ def main() -> None:
     if arguments.publish:
         publish("gpu", arguments.publish, as_markdown)
         return
+    require_at_least(2, rounds=arguments.rounds)
+    require_at_least(1, batch_sizes=min(arguments.batch_sizes))
     device = choose_device(arguments.device)
     make_arithmetic_repeatable(device)
     compiled = device.type == "cuda"

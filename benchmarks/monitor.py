@@ -23,7 +23,7 @@ from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import exit_status  # noqa: E402
+from experiments.errors import exit_status, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
 from experiments.flops import synchronise  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
@@ -120,6 +120,7 @@ def main() -> None:
     if arguments.publish:
         publish("monitor", sorted((FOLDER / "monitor").glob("*.json")), as_markdown)
         return
+    require_at_least(2, rounds=arguments.rounds)
     device = choose_device(arguments.device)
     result = overhead(arguments.preset, arguments.rounds, device)
     print(result)

@@ -19,6 +19,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.plantings import FACTORS, SPOTS, VERDICTS, Planting, Truth, plant  # noqa: E402
+from experiments.errors import exit_status, require_at_least  # noqa: E402
+from experiments.files import atomic_path  # noqa: E402
 from loopsight import AuditReport, audit  # noqa: E402
 from loopsight.auditing.report import Direction  # noqa: E402
 from loopsight.auditing.wording import table  # noqa: E402
@@ -78,8 +80,7 @@ def _targets(planting: Planting) -> Tensor:
 
 def write(results: list[tuple[Planting, Score]], folder: Path, first: int, seconds: float) -> str:
     """The two files; returns the table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "planted.csv").open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(folder / "planted.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["seed", "planted", "fate", "found", "missed", "invented", "largest_angle"])
         for seed, (planting, s) in enumerate(results, first):
@@ -88,11 +89,12 @@ def write(results: list[tuple[Planting, Score]], folder: Path, first: int, secon
     rows.append(_row("all", [s for _, s in results]))
     header = ("planted", "models", "families", "found", "missed", "invented", "precision", "recall", "largest angle")
     text = table(header, rows)
-    (folder / "planted.md").write_text(
-        f"{text}\n\n{len(results)} models, seeds {first} to {first + len(results) - 1}; "
-        f"each carried, contracted or removed by its recurrence; {seconds / len(results):.2f} s an audit.\n",
-        encoding="utf-8",
-    )
+    with atomic_path(folder / "planted.md") as temporary:
+        temporary.write_text(
+            f"{text}\n\n{len(results)} models, seeds {first} to {first + len(results) - 1}; "
+            f"each carried, contracted or removed by its recurrence; {seconds / len(results):.2f} s an audit.\n",
+            encoding="utf-8",
+        )
     return text
 
 
@@ -105,15 +107,17 @@ def _row(name: str, scores: list[Score]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=480)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=480, help="models (default 480)")
     parser.add_argument("--first-seed", type=int, default=1000, help="bounds were set looking at seeds below 1000")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "audit")
     arguments = parser.parse_args()
+    require_at_least(1, count=arguments.count)
+    require_at_least(0, first_seed=arguments.first_seed)
     started = time.perf_counter()
     results = run(arguments.first_seed, arguments.count)
     print(write(results, arguments.out, arguments.first_seed, time.perf_counter() - started))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -24,6 +24,7 @@ from benchmarks.sides import SIDES, WARM_UP, batches, make_step, spread  # noqa:
 from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
+from experiments.errors import exit_status, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 
@@ -146,6 +147,7 @@ def main() -> None:
     # After a hundred steps from N(0, 1) training has amplified rounding, and the two sides' losses drift apart.
     parser.add_argument("--rounds", type=int, default=60, help="paired steps for speed (default 60)")
     arguments = parser.parse_args()
+    require_at_least(2, rounds=arguments.rounds)
     measures = {
         "speed": lambda: speed(arguments.rounds),
         "start": lambda: start(PROCESS_ROUNDS),
@@ -192,4 +194,4 @@ def as_markdown(stored: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

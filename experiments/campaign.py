@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from experiments import evidence
 from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
@@ -88,17 +88,26 @@ def make_plan(
     rate = measured_rate(config, corpus, execution)
     peak = matmul_peak(execution.device)
     left = 60.0 * minutes if execution.deadline is None else execution.deadline - time.monotonic()
-    each = tokens if tokens is not None else TRAINING_SHARE * max(0.0, left) * rate / len(runs)
+    each = tokens if tokens is not None else int(TRAINING_SHARE * max(0.0, left) * rate / len(runs))
     return Plan(
         preset=preset,
         runs=runs,
-        steps=max(1, round(each / (training.batch_size * config.model.context))),
+        steps=steps_of(each, training.batch_size, config.model.context),
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
         tokens_per_second=rate,
         matmul_peak=peak,
         corpus_key=corpus.key,
     )
+
+
+@overload
+def steps_of(tokens: int, batch_size: int, context: int) -> int: ...
+@overload
+def steps_of(tokens: None, batch_size: int, context: int) -> None: ...
+def steps_of(tokens: int | None, batch_size: int, context: int) -> int | None:
+    """Steps of a run of so many tokens, at least one; None of none."""
+    return None if tokens is None else max(1, round(tokens / (batch_size * context)))
 
 
 def measured_rate(config: RunConfig, corpus: TokenCorpus, execution: Execution) -> float:
@@ -142,8 +151,11 @@ def require_same_plan(plan: Plan, **asked: Any) -> None:
     """
     for name, value in asked.items():
         planned = getattr(plan, name)
-        if value is not None and value != planned:
-            raise UsageError(f"the plan has {name} {planned}, and this call asks for {value}; choose another --out.")
+        if value is None or value == planned:
+            continue
+        if name == "runs":
+            planned, value = (", ".join(f"{variant}-{seed}" for variant, seed in runs) for runs in (planned, value))
+        raise UsageError(f"the plan has {name} {planned}, and this call asks for {value}; choose another --out.")
 
 
 def write_plan(out: Path, plan: Plan) -> None:

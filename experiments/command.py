@@ -12,13 +12,14 @@ import tyro
 from experiments.config import TRAINING_PRESETS, Optimiser, RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus, default_cache, prepare
 from experiments.device import choose_device, make_arithmetic_repeatable
-from experiments.errors import UsageError
+from experiments.errors import UsageError, require_at_least
 from experiments.experiment import run
 from experiments.tables import markdown, rows_as_markdown
 from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS, find, nearest_first, select
 from models import PRESETS
 
+MOST_NATS = 700.0  # whose exponential is still a number
 DESCRIPTION = """Train looped language models by variant, evaluate them, and print what was predicted and what happened.
 
 Every run writes one folder, OUT/VARIANT-SEED. Variants:
@@ -82,19 +83,19 @@ def main() -> None:
     """Parse the command line and carry it out."""
     arguments = tyro.cli(Arguments, description=DESCRIPTION, prog="python experiments/run.py")
     variants = select(arguments.variant)
+    require_at_least(1, checkpoint_every=arguments.checkpoint_every, loops=arguments.loops)
+    require_at_least(0, snapshots=arguments.snapshots)
     training = _training(arguments)
     execution = Execution(
         device=choose_device(arguments.device),
         compile=arguments.compile,
-        checkpoint_every=_at_least_1("checkpoint-every", arguments.checkpoint_every),
+        checkpoint_every=arguments.checkpoint_every,
         snapshots=_snapshots(arguments),
     )
     _require_seeds(arguments.seeds)
     _require_packages()
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
-    if arguments.loops is not None:
-        _at_least_1("loops", arguments.loops)
     size = PRESETS[arguments.preset]
     corpus_config = CorpusConfig(
         data=arguments.data,
@@ -137,8 +138,15 @@ def _run_and_print(
     if summary["validation_at_num_loops"] is not None:
         print(f"\nNot judged, {num_loops} loops (trained with {config.model.num_loops}):\n")
         print(_by_loop(summary["validation_at_num_loops"]))
+    loss, counted = summary["validation"]["cross_entropy"][-1], summary.get("counting")
+    perplexity = f"{math.exp(loss):.1f}" if loss < MOST_NATS else f"exp({loss:.0f})"
+    if counted is not None:
+        print(
+            f"\nBy counting in the same {counted['tokens']:,} training tokens: {counted['bigram']:.3f} nats (pairs of "
+            f"words), {counted['unigram']:.3f} (words); the model after loop {config.model.num_loops}: {loss:.3f}."
+        )
     print(
-        f"\nvalidation perplexity {math.exp(summary['validation']['cross_entropy'][-1]):.1f}, "
+        f"\nvalidation perplexity {perplexity}, "
         f"{summary['training']['tokens_per_second']:,.0f} tokens/s in training; "
         f"all of it in {arguments.out / config.name}",
         flush=True,
@@ -189,15 +197,7 @@ def _training(arguments: Arguments) -> TrainingConfig:
 def _snapshots(arguments: Arguments) -> int:
     if arguments.snapshots is None:
         return 10 if arguments.preset in ("tiny", "cpu") else 0
-    if arguments.snapshots < 0:
-        raise UsageError(f"--snapshots must not be negative, got {arguments.snapshots}.")
     return arguments.snapshots
-
-
-def _at_least_1(name: str, value: int) -> int:
-    if value < 1:
-        raise UsageError(f"--{name} must be at least 1, got {value}.")
-    return value
 
 
 def _describe_corpus(tokens: TokenCorpus) -> str:

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from experiments.config import RunConfig
+from experiments.curves import look
 from experiments.effects import CORE, as_markdown, balanced, core_runs, tables
 from experiments.errors import UsageError
 from experiments.expectations import Row, Verdict, as_dicts, below_or_above
+from experiments.factorial import FACTORIAL
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
 from experiments.measure.statistics import Interval, geometric_interval, t_interval
@@ -28,6 +31,7 @@ class Contrast:
         powers: variant to exponent; a ratio has +1 and -1.
         side: where the claim puts it, seen from `bound`; None where nobody has made a prediction.
         note: anything a reader must know of the prediction.
+        paper: the paper makes it.
     """
 
     text: str
@@ -35,18 +39,16 @@ class Contrast:
     bound: float = 1.0
     side: Literal["above", "below"] | None = None
     note: str = ""
+    paper: bool = False
 
 
-def _ratio(
-    numerator: str, denominator: str, *, side: Literal["above", "below"], bound: float = 1.0, note: str = ""
-) -> Contrast:
-    powers = {numerator: 1, denominator: -1}
-    return Contrast(text=f"{numerator} / {denominator}", powers=powers, side=side, bound=bound, note=note)
+def _ratio(numerator: str, denominator: str, **options: Any) -> Contrast:
+    return Contrast(text=f"{numerator} / {denominator}", powers={numerator: 1, denominator: -1}, **options)
 
 
 CONTRASTS = (
-    _ratio("scale_invariant", "scale_visible", side="above", bound=5.0),
-    _ratio("terminal_scale_invariant", "terminal_scale_visible", side="above", bound=5.0),
+    _ratio("scale_invariant", "scale_visible", side="above", bound=5.0, paper=True),
+    _ratio("terminal_scale_invariant", "terminal_scale_visible", side="above", bound=5.0, paper=True),
     _ratio("untied_scale_invariant", "untied_scale_visible", side="above", note=" (blindness without the tied head)"),
     _ratio(
         "small_init_scale_invariant", "small_init_scale_visible", side="above", note=" (without N(0, 1) embeddings)"
@@ -69,8 +71,8 @@ CONTRASTS = (
             "small_init_scale_visible": 1,
         },
     ),
-    _ratio("norm_penalty", "scale_invariant", side="below"),
-    _ratio("scale_removing", "scale_invariant", side="below"),
+    _ratio("norm_penalty", "scale_invariant", side="below", paper=True),
+    _ratio("scale_removing", "scale_invariant", side="below", paper=True),
     Contrast(
         text="scale_removing",
         powers={"scale_removing": 1},
@@ -99,7 +101,7 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
         UsageError: the runs differ in more than variant and seed.
     """
     _require_comparable(summaries)
-    order = list(VARIANTS)
+    order = [*VARIANTS, *FACTORIAL]
     summaries = sorted(summaries, key=lambda summary: (order.index(summary["variant"]), summary["seed"]))
     by_loop = pd.DataFrame([row for summary in summaries for row in _rows_by_loop(summary)])
     claims = _claims(_final_norms(by_loop))
@@ -107,7 +109,8 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
     with atomic_path(out / "by_loop.csv") as temporary:
         by_loop.to_csv(temporary, index=False)
     write_json(out / "claims.json", as_dicts(claims))
-    draw_comparison(out / "comparison.png", by_loop)
+    configs = {summary["variant"]: RunConfig.from_dict(summary["config"]) for summary in summaries}
+    draw_comparison(out / "comparison.png", by_loop, {variant: look(config) for variant, config in configs.items()})
     with atomic_path(out / "comparison.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return text

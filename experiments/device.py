@@ -16,7 +16,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros((), device=name)
+        torch.zeros((), device=name).item()  # of `meta` there is nothing to be had
         device = torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"cannot use --device {name} ({first_line(error)}); use auto or cpu.") from error

@@ -1,8 +1,9 @@
 """Effects and interactions of a two-level factorial on the final norm and the cross-entropy.
 
 With levels coded -1 and +1 and an orthogonal design, an effect is the mean at +1 minus the mean at -1; that of a
-product of factors is their interaction. Its error is the spread of seeds within cells; where there is one run a cell,
-Lenth's pseudo standard error, which takes most effects to be small (Lenth, Technometrics 31(4), 1989).
+product of factors is their interaction. It is taken seed by seed, and its error is the spread over seeds, which all
+cells share; where there is one run a cell, Lenth's pseudo standard error, which takes most effects to be small (Lenth,
+Technometrics 31(4), 1989).
 """
 
 import itertools
@@ -15,15 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.config import TRAINING_PRESETS, RunConfig
+from experiments.config import RunConfig
 from experiments.errors import UsageError
 from experiments.factorial import EMBEDDINGS, FACTORIAL, FACTORS, READOUTS, levels_of
 from experiments.files import atomic_path
-from experiments.measure.statistics import t_quantile
+from experiments.measure.statistics import Interval, t_interval, t_quantile
 from experiments.provenance import provenance
 from experiments.tables import markdown
 from experiments.variant import PER_LOOP
-from experiments.variants import VARIANTS
 from models import PRESETS
 
 CORE = ("readout", "head", "embeddings")
@@ -36,12 +36,9 @@ NOTE = (
 
 
 def core_levels(config: RunConfig) -> dict[str, str] | None:
-    """Levels of the three core factors by a run's configuration, whatever its variant is called; None for a run that is
-    no cell of that factorial: with another loss, or another change to its preset's model, optimiser or weight decay."""
-    usual = TRAINING_PRESETS.get(config.preset)
-    if config.supervision != PER_LOOP or usual is None:
-        return None
-    if (config.training.optimiser, config.training.weight_decay) != (usual.optimiser, usual.weight_decay):
+    """Levels of the three core factors by a run's configuration; None for a run that is no cell of that factorial: with
+    another loss or another change to its preset's model, or one of the designed experiment, which has its own table."""
+    if config.supervision != PER_LOOP or config.preset not in PRESETS or config.variant in FACTORIAL:
         return None
     size = replace(PRESETS[config.preset], vocab_size=config.model.vocab_size)
     for readout, head, embeddings in itertools.product(*(FACTORS[factor] for factor in CORE)):
@@ -52,8 +49,8 @@ def core_levels(config: RunConfig) -> dict[str, str] | None:
 
 
 def core_runs(summaries: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The runs of the table of variants that make the full factorial of readout, head and embeddings."""
-    pairs = [(core_levels(RunConfig.from_dict(s["config"])), s) for s in summaries if s["variant"] in VARIANTS]
+    """The runs that make the full factorial of readout, head and embeddings."""
+    pairs = [(core_levels(RunConfig.from_dict(summary["config"])), summary) for summary in summaries]
     return pd.DataFrame([levels | _responses(summary) for levels, summary in pairs if levels])
 
 
@@ -90,9 +87,25 @@ def effects(runs: pd.DataFrame, factors: Sequence[str], response: str) -> pd.Dat
     Raises:
         ValueError: the columns are not orthogonal, so effects would be mixed.
     """
-    y = runs[response].to_numpy(dtype=float)
-    signs = {f: np.array([2 * FACTORS[f].index(level) - 1 for level in runs[f]], dtype=float) for f in factors}
-    full = runs.groupby(list(factors)).ngroups == 2 ** len(factors)
+    seeds = [_of_one_seed(cells, factors, response) for _, cells in runs.groupby("seed")]
+    if len({tuple(estimates) for estimates in seeds}) > 1:
+        raise ValueError("the runs are not an orthogonal design; run every cell with the same seeds.")
+    together = {name: [estimates[name] for estimates in seeds] for name in seeds[0]}
+    if len(seeds) > 1:
+        intervals = [t_interval(values) for values in together.values()]
+        error = f"Student t over {len(seeds)} seeds"
+    else:
+        half = _lenth([value for (value,) in together.values()])
+        intervals = [Interval(mean=value, low=value - half, high=value + half) for (value,) in together.values()]
+        error = "Lenth's pseudo standard error, one run a cell"
+    rows = [(name, i.mean, i.low, i.high, error) for name, i in zip(together, intervals, strict=True)]
+    return pd.DataFrame(rows, columns=["effect", "estimate", "low", "high", "error"])
+
+
+def _of_one_seed(cells: pd.DataFrame, factors: Sequence[str], response: str) -> dict[str, float]:
+    y = cells[response].to_numpy(dtype=float)
+    signs = {f: np.array([2 * FACTORS[f].index(level) - 1 for level in cells[f]], dtype=float) for f in factors}
+    full = cells.groupby(list(factors)).ngroups == 2 ** len(factors)
     columns = {
         " x ".join(names): np.prod([signs[name] for name in names], axis=0)
         for order in range(1, 1 + (len(factors) if full else 2))
@@ -101,25 +114,16 @@ def effects(runs: pd.DataFrame, factors: Sequence[str], response: str) -> pd.Dat
     matrix = np.column_stack([np.ones(len(y)), *columns.values()])
     if not np.array_equal(matrix.T @ matrix, len(y) * np.eye(matrix.shape[1])):
         raise ValueError("the runs are not an orthogonal design; run every cell with the same seeds.")
-    estimates = np.array([2.0 * (column @ y) / len(y) for column in columns.values()])
-    half, error = _half_width(runs.assign(_y=y), factors, estimates)
-    return pd.DataFrame(
-        {"effect": list(columns), "estimate": estimates, "low": estimates - half, "high": estimates + half}
-    ).assign(error=error)
+    return {name: 2.0 * float(column @ y) / len(y) for name, column in columns.items()}
 
 
-def _half_width(runs: pd.DataFrame, factors: Sequence[str], estimates: np.ndarray) -> tuple[float, str]:
-    cells = runs.groupby(list(factors))["_y"]
-    freedom = int((cells.count() - 1).sum())
-    if freedom > 0:
-        variance = float(((cells.count() - 1) * cells.var().fillna(0.0)).sum()) / freedom
-        width = t_quantile(freedom) * math.sqrt(4.0 * variance / len(runs))
-        return width, f"Student t, spread of seeds within cells, {freedom} degrees of freedom"
+def _lenth(estimates: Sequence[float]) -> float:
+    """Half width of the 95 % intervals: t times 1.5 times the median size of the effects, those beyond 2.5 times 1.5
+    times the median left out, at a third as many degrees of freedom as there are effects."""
     size = np.abs(estimates)
     typical = 1.5 * float(np.median(size))
     pseudo = 1.5 * float(np.median(size[size < 2.5 * typical])) if typical > 0.0 else 0.0
-    freedom_lenth = len(estimates) / 3
-    return t_quantile(freedom_lenth) * pseudo, "Lenth's pseudo standard error, one run a cell"
+    return t_quantile(len(size) / 3) * pseudo
 
 
 def tables(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:

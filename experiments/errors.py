@@ -32,8 +32,23 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def exit_status(command: Callable[[], None]) -> int:
-    """Run a command and return its exit status; expected failures print one sentence and no traceback."""
+def require_at_least(least: int, **options: int | None) -> None:
+    """Check options of the command line, named with underscores; None is one that was not given.
+
+    Raises:
+        UsageError: naming the one that is less.
+    """
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+
+
+def exit_status(command: Callable[[], None], *, again: str = "the same command") -> int:
+    """Run a command and return its exit status; expected failures print one sentence and no traceback.
+
+    Args:
+        again: what to run after an interrupt.
+    """
     try:
         command()
     except UsageError as error:
@@ -52,7 +67,7 @@ def exit_status(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command with --resume to go on from what is saved.", file=sys.stderr)
+        print(f"error: interrupted; what was written is whole; run {again} again.", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error}; check the path, its permissions and the free space.", file=sys.stderr)

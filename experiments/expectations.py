@@ -57,7 +57,7 @@ def table(variant: Variant, model: ModelConfig, validation: Validation, state: S
         *_radial_fractions(model, state),
         *_rescaling(model, validation),
         *_next_norm(variant, state),
-        *_exits(variant, validation),
+        *_exits(variant, model, validation),
     ]
 
 
@@ -127,15 +127,19 @@ def _next_norm(variant: Variant, state: StateMeasurement) -> Iterator[Row]:
     )
 
 
-def _exits(variant: Variant, validation: Validation) -> Iterator[Row]:
+def _exits(variant: Variant, model: ModelConfig, validation: Validation) -> Iterator[Row]:
     first, last = validation.cross_entropy[0], validation.cross_entropy[-1]
     usable = variant.supervision.placement == "per_loop"
+    learnt = last < math.log(model.vocab_size)  # of a model worse than guessing an early exit costs nothing
     yield Row(
         quantity="cross-entropy lost by leaving after loop 1",
         basis="empirical",
         predicted=f"below {EXITS_USABLE:g} nats" if usable else f"above {EXITS_UNUSABLE:g} nats",
-        observed=f"{first - last:+.2g} nats ({first:.3f} against {last:.3f})",
-        verdict=below_or_above(first - last, EXITS_USABLE, EXITS_UNUSABLE, "below" if usable else "above"),
+        observed=f"{first - last:+.2g} nats ({first:.3f} against {last:.3f})"
+        + ("" if learnt else ", worse than guessing"),
+        verdict=below_or_above(first - last, EXITS_USABLE, EXITS_UNUSABLE, "below" if usable else "above")
+        if learnt
+        else "inconclusive",
     )
 
 

@@ -2,9 +2,13 @@
 
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from experiments.config import RunConfig
 from experiments.corpus import TokenCorpus
@@ -12,14 +16,17 @@ from experiments.environment import describe
 from experiments.errors import RunError, UsageError
 from experiments.expectations import as_dicts, table
 from experiments.files import exclusive, write_json
+from experiments.measure.counting import counting
 from experiments.measure.forward import EVALUATION_BATCH
 from experiments.measure.state import STATE_TOKENS, STATE_WINDOWS, measure_state
 from experiments.measure.validation import VALIDATION_WINDOWS, held_out_windows, validate
 from experiments.runs import CONFIG, SESSIONS, SUMMARY, read_config, read_sessions, read_summary, write_config
 from experiments.training.metrics import read_metrics
-from experiments.training.trainer import Execution, train
+from experiments.training.trainer import Execution, train, training_windows
 from experiments.variants import find
 from models import LoopedLM
+
+MOST_COUNTED = 20_000_000  # training tokens that a run's loss is compared with counts of
 
 
 def run(
@@ -57,8 +64,8 @@ def run(
         summary = _summarise(config, corpus, model, folder, num_loops)
         from experiments.figures import draw_run  # matplotlib takes seconds to import; only a finished run needs it
 
-        write_json(folder / SUMMARY, summary)
         draw_run(folder, summary, read_metrics(folder / "metrics.jsonl"))
+        write_json(folder / SUMMARY, summary)  # last: with it a run is finished
     return summary
 
 
@@ -110,9 +117,17 @@ def _summarise(config: RunConfig, corpus: TokenCorpus, model: LoopedLM, folder: 
         "training": _training_summary(config, folder),
         "validation": asdict(validation),
         "validation_at_num_loops": other_loops,
+        "counting": asdict(counting(_seen(config, corpus), windows, config.model.vocab_size)),
         "state": asdict(state),
         "table": as_dicts(table(find(config.variant), config.model, validation, state)),
     }
+
+
+def _seen(config: RunConfig, corpus: TokenCorpus) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that the run was trained on, the first of them where they are very many."""
+    windows = training_windows(config, corpus.train, torch.device("cpu"))
+    most = math.ceil(MOST_COUNTED / (config.training.batch_size * config.model.context))
+    return (windows.batch(step) for step in range(min(config.training.steps, most)))
 
 
 def _training_summary(config: RunConfig, folder: Path) -> dict[str, Any]:

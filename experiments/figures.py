@@ -15,6 +15,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator  # noqa: E402
 
+from experiments.curves import Look, lines, panels, shared_legend  # noqa: E402
 from experiments.files import atomic_path  # noqa: E402
 
 PALETTE = "colorblind"
@@ -90,28 +91,24 @@ def draw_run(folder: Path, summary: dict[str, Any], metrics: list[dict[str, Any]
         _figure(folder / "figures" / f"{name}.png", draw)
 
 
-def draw_comparison(path: Path, by_loop: pd.DataFrame) -> None:
-    """Norm and cross-entropy of every loop, all variants and seeds.
+def draw_comparison(path: Path, by_loop: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Norm and cross-entropy of every loop: a line a variant, its band the 95 % interval over seeds.
 
     Args:
         path: PNG to write.
         by_loop: one row a variant, seed and loop: `variant`, `seed`, `loop`, `l2_norm`, `cross_entropy`.
+        looks: of every variant.
     """
-    variants = list(dict.fromkeys(by_loop["variant"]))
-    colours = dict(zip(variants, sns.color_palette("husl", len(variants)), strict=True))
-    markers = dict(zip(variants, "os^vDP*X<>hdp" * (1 + len(variants) // 13), strict=False))
+    rows = by_loop.assign(panel=[looks[variant].panel for variant in by_loop["variant"]])
+    quantities = {"l2_norm": ("mean L2 norm of the state", True), "cross_entropy": ("cross-entropy (nats)", False)}
     with sns.axes_style("whitegrid"):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
-        for axes, quantity in ((left, "l2_norm"), (right, "cross_entropy")):
-            for variant in variants:
-                rows = by_loop[by_loop["variant"] == variant]
-                by = rows.groupby("loop")[quantity]
-                axes.plot(by.mean().index, by.mean(), color=colours[variant], marker=markers[variant], label=variant)
-                axes.fill_between(by.min().index, by.min(), by.max(), color=colours[variant], alpha=0.2)
-            _loop_axis(axes)
-        left.set(ylabel="mean L2 norm of the state", yscale="log", title="norm (band: range over seeds)")
-        right.set(ylabel="nats a token", yscale="log", title="validation cross-entropy")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+        figure, grid, present = panels(rows, len(quantities), sharey=False)
+        for of_quantity, (quantity, (label, log)) in zip(grid, quantities.items(), strict=True):
+            for axes, panel in zip(of_quantity, present, strict=True):
+                lines(axes, rows[rows["panel"] == panel], "loop", quantity, looks, log=log)
+                axes.set(title=panel, ylabel=label, yscale="log")
+                _loop_axis(axes)
+        shared_legend(figure, 4)
         plain_ticks(figure)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=150)

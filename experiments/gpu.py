@@ -62,12 +62,13 @@ def main() -> None:
         read_plan,
         require_preset,
         require_same_plan,
+        steps_of,
         unfinished,
         write_plan,
     )
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
-    from experiments.errors import UsageError
+    from experiments.errors import UsageError, require_at_least
     from experiments.measure.processes import measuring_beside
     from experiments.training.trainer import Execution
     from experiments.variants import select
@@ -75,17 +76,15 @@ def main() -> None:
 
     if not 0.0 < arguments.minutes < math.inf:
         raise UsageError(f"--minutes must be positive and finite, got {arguments.minutes:g}.")
-    for name, least in (
-        ("tokens", 1),
-        ("batch_size", 1),
-        ("central_seeds", 1),
-        ("vocab_size", 2),
-        ("snapshots", 0),
-        ("measurers", 1),
-    ):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    require_at_least(
+        1,
+        tokens=arguments.tokens,
+        batch_size=arguments.batch_size,
+        central_seeds=arguments.central_seeds,
+        measurers=arguments.measurers,
+    )
+    require_at_least(2, vocab_size=arguments.vocab_size)
+    require_at_least(0, snapshots=arguments.snapshots)
     require_preset(arguments.preset)
     variants = list(dict.fromkeys(variant.name for name in arguments.variants for variant in select(name)))
     deadline = began + 60.0 * arguments.minutes
@@ -124,7 +123,9 @@ def main() -> None:
             preset=arguments.preset,
             batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate,
+            steps=steps_of(arguments.tokens, plan.batch_size, size.context),
             corpus_key=corpus.key,
+            runs=queue(variants, arguments.central_seeds),
         )
     with measuring_beside(cache, corpus, device, deadline, arguments.measurers) as measure:
         carry_out(plan, corpus, corpus_config, arguments.out, execution, measure)

@@ -13,9 +13,13 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
     def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
         return ", ".join(sorted({describe(session) for session in sessions}))
 
+    unknown = (corpus.get("unknown_rate") or {}).get("validation")
+    counted = [summary["counting"] for summary in summaries if "counting" in summary]
     dates = sorted({session["date"][:10] for session in sessions})
     return (
-        f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens. "
+        f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens"
+        f"{'' if unknown is None else f'; {unknown:.1%} of the held-out part are unknown words'}. "
+        f"{_by_counting(counted) if len(counted) == len(summaries) else ''}"
         f"Preset {first['config']['preset']} ({first['parameters']:,} parameters in {first['variant']}), "
         f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
         f"learning rate {training['learning_rate']:g}, seeds "
@@ -25,6 +29,11 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
         f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
     )
+
+
+def _by_counting(counted: Sequence[dict[str, Any]]) -> str:
+    pairs, words = (sum(one[name] for one in counted) / len(counted) for name in ("bigram", "unigram"))
+    return f"Counting alone, in the same training tokens: {pairs:.2f} (pairs of words) and {words:.2f} (words). "
 
 
 def _machine(session: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ def main() -> None:
     from experiments.errors import UsageError
     from experiments.evidence import is_packed, pack, unpack
     from experiments.factorial import FACTORIAL
-    from experiments.readme import replace_section, section
+    from experiments.readme import read_text, replace_section, section
     from experiments.runs import finished_summaries
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
@@ -42,7 +42,7 @@ def main() -> None:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
     readme, name = arguments.readme or Path(__file__).resolve().parents[1] / "README.md", arguments.results.name
     for needed in (name, f"{name}-growth") if packed else (name,):
-        section(readme.read_text(encoding="utf-8"), needed)  # before anything is written
+        section(read_text(readme), needed)  # before anything is written
     texts = {f"{name}-growth": write_campaign(arguments.runs, arguments.results)} if packed else {}
     designed = all(summary["variant"] in FACTORIAL for summary in summaries)
     texts[name] = (publish_factorial if designed else compare)(summaries, arguments.results)

@@ -28,9 +28,25 @@ def section(text: str, name: str) -> str:
     return inside.strip("\n")
 
 
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        UsageError: there is none, or it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path} ({error}); name a text file that exists.") from error
+
+
 def replace_section(path: Path, name: str, content: str) -> None:
-    """Put `content` between the markers of a section."""
-    text = path.read_text(encoding="utf-8")
+    """Put `content` between the markers of a section.
+
+    Raises:
+        UsageError: the file cannot be read, or has no such section.
+    """
+    text = read_text(path)
     section(text, name)
     before, opening, rest = text.partition(f"<!-- {name} -->\n")
     _, closing, after = rest.partition(f"<!-- /{name} -->")
@@ -45,9 +61,7 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="file to show there")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file that has the section")
     arguments = parser.parse_args()
-    if not arguments.text.is_file():
-        raise UsageError(f"{arguments.text} does not exist; run the command that writes it first.")
-    replace_section(arguments.readme, arguments.section, arguments.text.read_text(encoding="utf-8").rstrip("\n"))
+    replace_section(arguments.readme, arguments.section, read_text(arguments.text).rstrip("\n"))
 
 
 if __name__ == "__main__":

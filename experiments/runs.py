@@ -59,7 +59,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """One description of software and machine for every process that worked on the run."""
-    return _read(folder / SESSIONS) if (folder / SESSIONS).exists() else []
+    path = folder / SESSIONS
+    found = _read(path) if path.exists() else []
+    if not isinstance(found, list):
+        raise RunError(f"{path} is of another version; delete it.")
+    return found
 
 
 def finished_summaries(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -74,13 +78,36 @@ def load_model(folder: Path) -> LoopedLM:
     """The trained model of a run folder, on CPU, in evaluation mode.
 
     Raises:
-        RunError: the folder or its checkpoint is missing, damaged or foreign.
+        RunError: the run is not finished, or its folder or checkpoint damaged or foreign.
     """
     config = read_config(folder)
-    saved = checkpoints.load(folder / CHECKPOINT)
+    saved = checkpoints.load(require_checkpoint(folder))
+    if saved.step != config.training.steps:
+        raise RunError(
+            f"{folder} is not finished (step {saved.step} of {config.training.steps}); run the same command with "
+            "--resume."
+        )
     model = LoopedLM(config.model)
-    model.load_state_dict(saved.part("model"))
+    try:
+        made_by = RunConfig.from_dict(saved.config)
+        model.load_state_dict(saved.part("model"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"the checkpoint of {folder} is of another version; run the variant again.") from error
+    if made_by != config:
+        raise RunError(f"the checkpoint of {folder} was made by another configuration; run the variant again.")
     return model.eval()
+
+
+def require_checkpoint(folder: Path) -> Path:
+    """The run's checkpoint.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise RunError(f"{folder} has no {CHECKPOINT}: the run is not finished; run the same command with --resume.")
+    return path
 
 
 def load_batch(folder: Path) -> Int[Tensor, "sequences context"]:

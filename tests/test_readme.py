@@ -44,7 +44,9 @@ WRONG = {
     "experiments/long_profile.py": ["P0"],
     "benchmarks/audit.py": ["--device", "nonsense", "--out", "nowhere"],
     "benchmarks/gpu.py": ["--publish", "nowhere"],
-    "benchmarks/monitor.py": ["--device", "nonsense", "--out", "nowhere"],
+    "benchmarks/monitor.py": ["--rounds", "1", "--out", "nowhere"],
+    "benchmarks/training.py": ["speed", "--rounds", "0"],
+    "benchmarks/planted.py": ["--count", "0", "--out", "nowhere"],
 }
 STARTER = """
 import contextlib, io, json, runpy, sys

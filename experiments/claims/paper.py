@@ -27,7 +27,7 @@ def _contrast(contrast: Contrast) -> Claim:
     return Claim(
         key="norm-" + "-".join(re.findall(r"\w+", contrast.text.replace("/", "over"))),
         text=f"Final norm: {contrast.text} {claimed}.",
-        source=f"{PAPER}, final norms" if not contrast.note else "this project, control",
+        source=f"{PAPER}, final norms" if contrast.paper else "this project, control",
         prediction=f"{contrast.side} {contrast.bound:g}{contrast.note}" if contrast.side else "none made",
         method="Product of the runs' mean Euclidean norms after loop K to the given powers, seed by seed.",
         tables=("loops",),

@@ -16,9 +16,7 @@ from experiments.errors import RunError, UsageError
 from experiments.measure.forward import HeldOut, held_out_pass
 from experiments.measure.state import STATE_TOKENS, STATE_WINDOWS
 from experiments.measure.validation import VALIDATION_WINDOWS, held_out_windows
-from experiments.runs import read_config
-from experiments.training import checkpoint as checkpoints
-from experiments.training.trainer import CHECKPOINT
+from experiments.runs import load_model, read_config, require_checkpoint
 from models import LoopedLM
 
 FAR_LOOPS = 64
@@ -86,7 +84,7 @@ def open_run(folder: Path, cache: Path, device: torch.device, corpus: TokenCorpu
         RunError: the folder is unfinished, damaged, of another version, or of a corpus that this machine has not.
     """
     config = read_config(folder)
-    model = _trained_model(folder, config).to(device)
+    model = load_model(folder).to(device)
     corpus = _require_same(folder, config, _prepared(folder, config, cache) if corpus is None else corpus)
     windows = held_out_windows(corpus.validation, config.model.context, VALIDATION_WINDOWS).to(device)
     return Context(
@@ -105,33 +103,12 @@ def checkpoint_digest(folder: Path) -> str:
     Raises:
         RunError: there is no readable checkpoint.
     """
-    path = folder / CHECKPOINT
-    if not path.exists():
-        raise RunError(f"{folder} has no {CHECKPOINT}: the run is not finished; run the same command with --resume.")
+    path = require_checkpoint(folder)
     try:
         with safe_open(path, framework="pt") as file:
             return str((file.metadata() or {}).get("sha256"))
     except (SafetensorError, OSError) as error:
         raise RunError(f"cannot read the checkpoint {path} ({error}); delete {folder} to train it again.") from error
-
-
-def _trained_model(folder: Path, config: RunConfig) -> LoopedLM:
-    checkpoint_digest(folder)  # so that a missing file is an unfinished run
-    saved = checkpoints.load(folder / CHECKPOINT)
-    if saved.step != config.training.steps:
-        raise RunError(
-            f"{folder} is not finished (step {saved.step} of {config.training.steps}); run the same command with "
-            "--resume."
-        )
-    model = LoopedLM(config.model)
-    try:
-        made_by = RunConfig.from_dict(saved.config)
-        model.load_state_dict(saved.part("model"))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"the checkpoint of {folder} is of another version; run the variant again.") from error
-    if made_by != config:
-        raise RunError(f"the checkpoint of {folder} was made by another configuration; run the variant again.")
-    return model.eval()
 
 
 def _prepared(folder: Path, config: RunConfig, cache: Path) -> TokenCorpus:

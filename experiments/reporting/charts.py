@@ -10,19 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims.confounds import CELLS
+from experiments.curves import READOUT_COLOURS, bounds, geometric_mean, log_bounds, panels, shared_legend
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.figures import Runs, panels
-from experiments.reporting.style import (
-    INK,
-    READOUT_COLOURS,
-    bounds,
-    geometric_mean,
-    log_bounds,
-    looks,
-    shared_legend,
-    symlog,
-    table,
-)
+from experiments.reporting.figures import Runs
+from experiments.reporting.style import INK, looks, symlog, table
 
 
 def points(

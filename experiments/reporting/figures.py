@@ -1,7 +1,5 @@
 """Every measurement as a figure, drawn from stored tables only: lines over loops, factors and steps."""
 
-from typing import Any, Literal
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -9,28 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.curves import lines, panels, shared_legend
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.style import INK, PANELS, lines, looks, shared_legend, symlog, table
+from experiments.reporting.style import INK, looks, symlog, table
 
 Runs = tuple[MeasuredRun, ...]
-
-
-def panels(
-    rows: pd.DataFrame, count: int, *, sharex: bool | Literal["row"] = True, sharey: bool = True
-) -> tuple[Figure, Any, list[str]]:
-    """A column of axes for each group of variants, and `count` rows of them: within a group every look is its own."""
-    present = [panel for panel in PANELS if panel in set(rows["panel"])]
-    size = (3.7 * max(len(present), 1.4), 1.1 + 3.0 * count)
-    figure, grid = plt.subplots(
-        count,
-        len(present),
-        figsize=size,
-        layout="constrained",
-        sharex=sharex,
-        sharey="row" if sharey else False,
-        squeeze=False,
-    )
-    return figure, grid, present
 
 
 def by_panel(

@@ -103,7 +103,13 @@ def unconfirmed(rows: Sequence[Mapping[str, Any]], tally: str) -> str:
     header, keys = ("Claim", "Predicted", "Observed", "Verdict"), ("claim", "predicted", "observed", "verdict")
     worst_first = [row for verdict in NOT_CONFIRMED for row in rows if row["verdict"] == verdict]
     table = markdown(header, [[_cell(row[key]) for key in keys] for row in worst_first])
-    return f"{len(rows)} claims: {tally} Those not confirmed:\n\n{table}"
+    given = sum(row["verdict"] == "supported" and row["basis"] == "by construction" for row in rows)
+    late, early = (sum(row["fixed"].startswith(word) for row in rows) for word in ("after", "before"))
+    return (
+        f"{len(rows)} claims: {tally} Of those supported, {given} hold by construction, trained or not, and test the "
+        f"code; of {late + early} predictions, {late} were written down after an earlier sweep had shown their "
+        f"quantity. Those not confirmed:\n\n{table}"
+    )
 
 
 def _fixed(findings: Sequence[Finding]) -> str:

@@ -44,11 +44,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics file; a last line cut short by a killed process is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        records = [json.loads(line) for line in lines[:-1]]
+        if not all(isinstance(record["step"], int) for record in records):
+            raise TypeError("a step is no whole number")
+    except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path} is damaged ({error}); delete the run's folder to train it again.") from error
+    return records
 
 
 def _scalars(key: str, value: Any) -> Iterator[tuple[str, float]]:

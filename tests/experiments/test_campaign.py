@@ -167,6 +167,17 @@ def test_dry_run_of_the_command(tmp_path, inside):
         (["--minutes", "1", "--preset", "44M"], "unknown preset '44M'"),
         (["--minutes", "1", "--variants", "nonsense"], "unknown variant 'nonsense'"),
         (["--minutes", "1", "--snapshots", "-1"], "--snapshots must be at least 0"),
+        (["--minutes", "1", "--learning-rate", "0.5"], "the plan has learning_rate"),
+        (["--minutes", "1", "--tokens", "100000"], "the plan has steps 3, and this call asks for "),
+        (["--minutes", "1", "--vocab-size", "128"], "the plan has corpus_key"),
+        (
+            ["--minutes", "1", "--variants", "norm_penalty", "--central-seeds", "1"],
+            "the plan has runs scale_visible-0, and this call asks for norm_penalty-0",
+        ),
+        (
+            ["--minutes", "1", "--variants", "scale_visible", "--central-seeds", "2"],
+            "this call asks for scale_visible-0, scale_visible-1",
+        ),
     ],
 )
 def test_requests_that_are_wrong_end_with_status_2(wrong, sentence, tmp_path, cache, corpus, inside):

@@ -1,5 +1,6 @@
 """Ratio claims on synthetic norms in both directions."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,17 @@ def verdict(blind, visible):
 )
 def test_the_ratio_claim(blind, visible, expected):
     assert verdict(blind, visible) == expected
+
+
+def test_the_interval_of_a_ratio_is_students_of_its_logarithm():
+    (claim,) = _claims({"scale_invariant": {0: 10.0, 1: 20.0, 2: 40.0}, "scale_visible": dict.fromkeys(range(3), 1.0)})
+    half = math.exp(4.302653 * math.log(2) / math.sqrt(3))
+    assert claim.observed == f"20 [{20 / half:.3g}, {20 * half:.3g}] over 3 seeds"
+
+
+def test_a_cell_of_the_designed_experiment_is_compared_with_itself(tmp_path):
+    name = "factorial_raw_tied_unit_learned_decay0.01_sgd"
+    assert name in compare([summary(name, 0, 4.0), summary(name, 1, 1.0)], tmp_path)
 
 
 def test_seeds_are_paired_and_unpaired_ones_left_out():

@@ -154,6 +154,27 @@ def test_a_line_that_does_not_parse_has_status_2_and_no_traceback(arguments, ins
     assert "Traceback" not in done.stderr
 
 
+def test_a_loss_too_large_for_a_perplexity_is_shown_and_judges_no_exit(tmp_path, cache, inside):
+    arguments = ["--variant", "scale_visible", *TINY, "--learning-rate", "1", "--out", tmp_path, "--cache", cache]
+    done = inside(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "validation perplexity exp(" in done.stdout
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("| cross-entropy lost by leaving"))
+    assert "worse than guessing" in row and "inconclusive" in row
+    assert inside(*arguments, "--resume").returncode == 0
+
+
+def test_a_run_whose_figures_could_not_be_drawn_is_not_finished(tmp_path, cache, inside):
+    arguments = ["--variant", "scale_visible", *TINY, "--out", tmp_path, "--cache", cache]
+    folder = tmp_path / "scale_visible-0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_run", lambda *_: (_ for _ in ()).throw(OSError("no ink")))
+        assert inside(*arguments).returncode == 1
+    assert not (folder / "summary.json").exists()
+    assert inside(*arguments, "--resume").returncode == 0
+    assert (folder / "figures" / "norm_by_loop.png").exists()
+
+
 def test_a_diverging_run_has_status_1_and_one_sentence(tmp_path, cache, inside):
     arguments = ["--variant", "scale_visible", *TINY, "--learning-rate", "1e30", "--out", tmp_path, "--cache", cache]
     done = inside(*arguments)

@@ -1,0 +1,122 @@
+"""What is drawn is what the tables say, in every panel."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from experiments.comparison import compare
+from experiments.curves import geometric_mean, lines, log_bounds, look
+from experiments.reporting import figures
+from experiments.reporting.collect import MeasuredRun
+from experiments.reporting.style import table, themed
+
+NAMES = ("scale_visible", "scale_invariant", "terminal_scale_visible", "terminal_scale_invariant",
+         "untied_scale_invariant", "untied_scale_visible")  # fmt: skip
+
+
+@pytest.fixture
+def runs(world):
+    return tuple(
+        MeasuredRun(
+            folder=Path(name), config=world.config(name, seed), summary={}, record={}, measured=world.run(name, seed)
+        )
+        for name in NAMES
+        for seed in (0, 1, 2)
+    )
+
+
+def drawn(figure):
+    """The y values of every line that belongs to a variant, by place of its axes and variant."""
+    return {
+        (place, line.get_label()): (np.asarray(line.get_xdata()), np.asarray(line.get_ydata()))
+        for place, axes in enumerate(figure.axes)
+        for line in axes.get_lines()
+        if line.get_label() in NAMES
+    }
+
+
+def require_drawn(figure, rows, columns, x, middle):
+    found = drawn(figure)
+    panels = len(figure.axes) // len(columns)
+    assert len(found) == len(NAMES) * len(columns) and panels == 3
+    for (place, variant), (xs, ys) in found.items():
+        column = columns[place // panels]
+        of = rows[rows["variant"] == variant].dropna(subset=[column]).groupby(x)[column]
+        np.testing.assert_array_equal(xs, of.mean().index)
+        np.testing.assert_allclose(ys, of.agg(middle), rtol=1e-12)
+
+
+def test_radial_fractions(runs):
+    with themed():
+        rows = table(runs, "radial")
+        clipped = rows.assign(**{name: rows[name].clip(lower=1e-17) for name in ("immediate", "total")})
+        require_drawn(figures.radial_fractions(runs), clipped, ["immediate", "total"], "k", geometric_mean)
+
+
+def test_increments(runs):
+    with themed():
+        rows = table(runs, "increments")
+        figure = figures.increments(runs)
+        logarithmic = [name for name, (_, log) in figures.INCREMENTS.items() if log]
+        for place, name in enumerate(figures.INCREMENTS):
+            middle = geometric_mean if name in logarithmic else "mean"
+            for axes in figure.axes[3 * place : 3 * place + 3]:
+                for line in axes.get_lines():
+                    of = rows[(rows["variant"] == line.get_label()) & (rows["k"] > 0)].dropna(subset=[name])
+                    if len(of):
+                        np.testing.assert_allclose(line.get_ydata(), of.groupby("k")[name].agg(middle), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("draw", "name", "x", "column", "middle"),
+    [
+        (figures.norm_by_loop, "loops", "k", "l2_norm_mean", geometric_mean),
+        (figures.cross_entropy_by_loop, "loops", "k", "cross_entropy", geometric_mean),
+        (figures.scale_sensitivity, "scale_sensitivity", "factor", "change", "mean"),
+    ],
+)
+def test_one_quantity_in_every_panel(runs, draw, name, x, column, middle):
+    with themed():
+        require_drawn(draw(runs), table(runs, name), [column], x, middle)
+
+
+def test_the_band_is_the_interval_over_seeds(runs):
+    rows = table(runs, "loops")
+    looks = {run.config.variant: look(run.config) for run in runs}
+    figure, axes = plt.subplots()
+    lines(axes, rows, "k", "l2_norm_mean", {"scale_visible": looks["scale_visible"]})
+    (band,) = axes.collections
+    of = rows[rows["variant"] == "scale_visible"].groupby("k")["l2_norm_mean"].agg(log_bounds)
+    ends = band.get_paths()[0].vertices
+    for k, (low, high) in of.items():
+        assert {low, high} <= set(ends[ends[:, 0] == k][:, 1])
+    plt.close(figure)
+
+
+def test_the_comparison_draws_geometric_means_of_norms_and_means_of_losses(world, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("experiments.figures.plt.close", kept.append)
+    sessions = [{
+        "date": "2026-01-02T03:04:05", "processor": "P", "torch_threads": 1, "device": "cpu", "python": "3.11",
+        "packages": {"torch": "2.13"}, "commit": "0123456789abcdef", "uncommitted_changes": False,
+    }]  # fmt: skip
+
+    def summary(name, seed):
+        norms = [1.0 + seed, 10.0 ** (1 + seed)]
+        return {
+            "run": f"{name}-{seed}", "variant": name, "seed": seed, "num_loops": 2, "parameters": 1000,
+            "config": world.config(name, seed).to_dict(), "sessions": sessions, "corpus": {"note": None},
+            "validation": {
+                "tokens": 99, "cross_entropy": [5.0 + seed, 4.0 + 2 * seed],
+                "l2_norm": dict.fromkeys(("mean", "median", "p99", "max"), norms),
+            },
+            "state": {"radial_gradient_fraction": [0.5, 0.25]},
+        }  # fmt: skip
+
+    compare([summary(name, seed) for name in NAMES for seed in (0, 1)], tmp_path)
+    (figure,) = kept
+    for (place, _), (xs, ys) in drawn(figure).items():
+        np.testing.assert_array_equal(xs, [1, 2])
+        np.testing.assert_allclose(ys, [2**0.5, 10**1.5] if place < 3 else [5.5, 5.0])
