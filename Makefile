@@ -18,7 +18,7 @@ help:
 	@echo "make notebooks  execute the notebooks and compare with their stored outputs"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      speed and memory against a plain implementation"
-	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (under two hours)"
+	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
 

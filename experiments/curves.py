@@ -124,7 +124,9 @@ def shared_legend(figure: Figure, columns: int = 3) -> None:
         if legend is not None:
             legend.remove()
     if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5
+        )
 
 
 def panels(

@@ -1,8 +1,8 @@
 """Train and measure a list of variants at full size within a budget of minutes, and pack the results into small files.
 
-python experiments/gpu.py --minutes 25 --out runs/44m --results results/44m
-python experiments/gpu.py --minutes 10 --out runs/44m --results results/44m     (goes on where the budget ended)
-python experiments/report.py results/44m -o results/44m/report                  (anywhere: packed runs need no weights)
+python experiments/gpu.py --minutes 25 --out runs/44m --results runs/packed
+python experiments/gpu.py --minutes 10 --out runs/44m --results runs/packed     (goes on where the budget ended)
+python experiments/report.py runs/packed -o report                            (anywhere: packed runs need no weights)
 python experiments/gpu.py --preset tiny --device cpu --tokens 4096 --data synthetic --minutes 5 --out runs/dry
 
 Needs no network and no installation: it runs from a bare checkout. Runs are of equal tokens; the plan is made at the

@@ -114,6 +114,11 @@ def as_markdown(rows: dict[str, Row], known: list[str]) -> str:
         parts.append(f"It failed for {', '.join(failed)}.")
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.")
+    made = sorted((row["date"][:10], row["commit"]) for row in rows.values())
+    if made:
+        dates = " to ".join(dict.fromkeys((made[0][0], made[-1][0])))
+        commits = ", ".join(dict.fromkeys(commit for _, commit in made))
+        parts.append(f"Made {dates} at {commits}; what a proposition rests on may have changed since.")
     return " ".join(parts)
 
 

@@ -1,6 +1,5 @@
 """One sample of training as data, what the last few samples say of the next ones, and the record made of both."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from loopsight.monitoring.statistics import Stagnation, dtype_name
 from loopsight.monitoring.trend import MAXIMUM_POINTS, Reach, Trend, fit_trend
 
+LARGEST = 1e150  # of a float64 state: beyond, squares are no numbers, and there is no trend to speak of
 FORMATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -88,7 +88,8 @@ def outlook(history: Sequence[Sample]) -> Outlook:
     newest = history[-1]
     recurrent = [n for n, k in enumerate(newest.loops) if k >= 1][-MAXIMUM_POINTS:]  # h_0 is no loop's result
     loops = [newest.loops[n] for n in recurrent]
-    compared = max(set(newest.loops).intersection(*(sample.loops for sample in history)), default=None)
+    shared = set(newest.loops).intersection(*(sample.loops for sample in history))
+    compared = max((k for k in shared if k >= 1), default=None)
     return Outlook(
         compared=compared,
         growth_by_step=_trend(steps, [sample.l2_norm_after(compared) for sample in history]),
@@ -99,7 +100,7 @@ def outlook(history: Sequence[Sample]) -> Outlook:
 
 
 def _trend(x: Sequence[int], y: Sequence[float | None]) -> Trend | None:
-    kept = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and 0.0 < b < math.inf]
+    kept = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and 0.0 < b < LARGEST]
     return fit_trend([float(a) for a, _ in kept], [b for _, b in kept])
 
 

@@ -1,79 +1,19 @@
-"""When the monitor warns, and when it must not; trends and what they say of the time to overflow."""
+"""When the monitor warns, and when it must not; which numbers of the samples it takes the trends of."""
 
-import math
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from loopsight.monitor import LoopMonitor, LoopMonitorWarning
 from loopsight.monitoring.outlook import Sample, outlook
 from loopsight.monitoring.rules import alarms
 from loopsight.monitoring.statistics import Stagnation
-from loopsight.monitoring.trend import fit_trend
+from loopsight.monitoring.trend import MAXIMUM_POINTS, Reach, fit_trend
 from models import BetweenConfig, LoopedLM, ModelConfig, ReadoutConfig, Supervision, looped_loss
-
-# Trends.
-
-
-def test_pure_growth_of_either_kind_is_recognised_and_continued_to_the_limit():
-    x = [0.0, 50.0, 100.0, 150.0]
-    exponential = fit_trend(x, [2.0 * 1.01**a for a in x])
-    linear = fit_trend(x, [2.0 + 3.0 * a for a in x])
-    assert (exponential.model, linear.model) == ("exponential", "linear")
-    assert exponential.rate == pytest.approx(math.log(1.01)) and linear.rate == pytest.approx(3.0)
-    reach = exponential.until(65504.0)
-    assert 2.0 * 1.01 ** (150 + reach.expected) == pytest.approx(65504.0)
-    assert reach.earliest == pytest.approx(reach.latest, rel=1e-6)
-    assert 2.0 + 3.0 * (150 + linear.until(65504.0).expected) == pytest.approx(65504.0)
-    assert linear.until(1.0).expected == 0.0
-
-
-def test_the_two_models_disagree_where_it_matters_so_the_better_one_is_named():
-    x = [1.0, 2.0, 3.0, 4.0]
-    linear = fit_trend(x, [100.0, 200.0, 300.0, 400.0])
-    assert linear.model == "linear" and linear.until(3.4e38).expected > 1e35
-    exponential = fit_trend(x, [50.0, 100.0, 200.0, 400.0])
-    assert exponential.model == "exponential" and 100 < exponential.until(3.4e38).expected < 200
-
-
-def test_what_does_not_grow_reaches_nothing():
-    x = [0.0, 1.0, 2.0, 3.0, 4.0]
-    for y in ([5.0] * 5, [5.0, 4.0, 3.0, 2.0, 1.0], [1.0, 3.0, 1.0, 3.0, 1.2]):
-        assert fit_trend(x, y).until(1e5) is None
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_the_interval_covers_the_true_rate_of_a_noisy_growth_and_a_narrower_one_does_not(seed):
-    generator = torch.Generator().manual_seed(seed)
-    x = [float(a) for a in range(6)]
-    covered, narrow = 0, 0
-    for _ in range(200):
-        noise = 0.05 * torch.randn(6, generator=generator, dtype=torch.float64)
-        trend = fit_trend(x, [math.exp(0.5 * a + e) for a, e in zip(x, noise.tolist(), strict=True)])
-        if trend.model == "exponential":
-            covered += trend.low <= 0.5 <= trend.high
-            narrow += abs(trend.rate - 0.5) <= (trend.high - trend.low) / 8
-        else:
-            covered += 1
-            narrow += 1
-    assert covered >= 175 and narrow <= 130
-
-
-def test_too_few_points_have_no_trend_and_bad_ones_are_refused():
-    assert fit_trend([0.0, 1.0], [1.0, 2.0]) is None
-    with pytest.raises(ValueError, match="increasing x"):
-        fit_trend([0.0, 0.0, 1.0], [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="positive and finite"):
-        fit_trend([0.0, 1.0, 2.0], [1.0, 0.0, 3.0])
-
-
-# Rules, each with everything that must hold for it, and one condition at a time broken.
 
 
 def sample(step: int, norm: float, **changes) -> Sample:
@@ -104,6 +44,8 @@ def sample(step: int, norm: float, **changes) -> Sample:
 def kinds(history: list[Sample]) -> list[str]:
     return [alarm.kind for alarm in alarms(history, outlook(history))]
 
+
+# Blind growth, with everything that must hold for it, and one condition at a time broken.
 
 NORMS = (10.0, 13.0, 17.0, 22.0, 28.0)
 GROWING = [sample(50 * n, norm) for n, norm in enumerate(NORMS)]
@@ -139,10 +81,17 @@ def test_more_loops_are_no_growth():
     assert "norm after loop 4 grew from 10 to 28" in alarms(grown, outlook(grown))[0].message
     apart = [replace(s, loops=tuple(k + 10 * n for k in s.loops)) for n, s in enumerate(GROWING)]
     assert kinds(apart) == [] and outlook(apart).compared is None
+    embeddings = [replace(s, loops=(0, *(k + 10 * n for k in s.loops[1:]))) for n, s in enumerate(GROWING)]
+    assert outlook(embeddings).compared is None and outlook(embeddings).growth_by_step is None
+
+
+def test_a_float64_state_beyond_all_squares_has_no_trend():
+    history = [sample(50 * n, 10.0 ** (140 + 10 * n), dtype="float64") for n in range(8)]
+    assert kinds(history) == [] and outlook(history).growth_by_step is None
 
 
 def test_a_state_that_grows_unseen_is_blind_growth():
-    assert kinds(GROWING) == ["blind growth"]
+    assert kinds(GROWING) == kinds(GROWING[:4]) == ["blind growth"]
     message = alarms(GROWING, outlook(GROWING))[0].message
     assert "after loop 4 grew from 10 to 28 in steps 0 to 200" in message and "a normalisation between loops" in message
 
@@ -150,7 +99,7 @@ def test_a_state_that_grows_unseen_is_blind_growth():
 @pytest.mark.parametrize(
     "broken",
     [
-        GROWING[:3],  # too few samples
+        GROWING[:3],  # too few samples, by one
         [sample(50 * n, norm) for n, norm in enumerate((10.0, 10.0, 10.1, 10.0, 10.0))],  # pinned
         [sample(50 * n, norm) for n, norm in enumerate((10.0, 10.1, 10.2, 10.3, 10.4))],  # by 4 % only
         [sample(50 * n, norm) for n, norm in enumerate((10.0, 14.0, 9.0, 15.0, 11.5))],  # not beyond its noise
@@ -163,6 +112,39 @@ def test_a_state_that_grows_unseen_is_blind_growth():
 )
 def test_it_is_not_when_one_condition_is_missing(broken):
     assert kinds(broken) == []
+
+
+@pytest.mark.parametrize("seen", range(5))
+def test_the_last_four_samples_must_be_blind_and_no_earlier_one(seen):
+    history = list(GROWING)
+    history[seen] = replace(GROWING[seen], total_radial_gradient_fraction=(0.1,) * 4)
+    assert kinds(history) == (["blind growth"] if seen == 0 else [])
+
+
+@pytest.mark.parametrize("isotropic", [0.05, 0.5])
+def test_blind_is_below_a_tenth_of_a_random_gradients_fraction(isotropic):
+    def history(share: float) -> list[Sample]:
+        seen = {"total_radial_gradient_fraction": (0.9, 0.9, 0.9, share * isotropic)}
+        return [replace(s, isotropic_fraction=isotropic, **seen) for s in GROWING]
+
+    assert kinds(history(0.099)) == ["blind growth"]
+    assert kinds(history(0.101)) == []
+
+
+def test_growth_is_by_a_tenth_over_the_window():
+    def history(last: float) -> list[Sample]:
+        return [sample(50 * n, 10.0 + (last - 10.0) * n / 4) for n in range(5)]
+
+    assert kinds(history(11.01)) == ["blind growth"]
+    assert kinds(history(10.99)) == []
+
+
+def test_the_last_loop_adds_a_hundredth_whatever_the_others_do():
+    assert kinds([replace(s, drive=(None, 0.0, 0.0, 0.0101)) for s in GROWING]) == ["blind growth"]
+    assert kinds([replace(s, drive=(None, 0.9, 0.9, 0.0099)) for s in GROWING]) == []
+
+
+# Overflow.
 
 
 def test_overflow_is_expected_from_exponential_growth_within_reach():
@@ -183,9 +165,53 @@ def test_overflow_is_expected_from_growth_over_the_loops():
     assert kinds([sample(0, 4000.0, dtype="float16")]) == []  # linear: 60 loops away
 
 
-def test_a_state_that_is_not_finite_has_overflowed():
-    gone = sample(0, 10.0, nonfinite_tokens=(0, 0, 0, 2), mean_l2_norm=(1.0, 2.0, 3.0, None))
-    assert kinds([replace(gone, max_abs=(1.0, 2.0, 3.0, None))]) == ["overflow"]
+def visible(start: int, samples: int = 5) -> list[Sample]:
+    """Growing float16 states that the loss sees, 50 steps apart, of which the loops 5 to 8 were observed."""
+    changes = {"dtype": "float16", "loops": (5, 6, 7, 8), "total_radial_gradient_fraction": (0.1,) * 4}
+    return [replace(s, step=start + s.step, **changes) for s in GROWING[:samples]]
+
+
+def warned(history: list[Sample], **reaches: float | None) -> list[str]:
+    """Messages where overflow is expected after so many `steps` and `loops`, within an interval that says little."""
+    after = {
+        unit: None if n is None else Reach(model="linear", expected=n, earliest=n / 100, latest=100 * n)
+        for unit, n in ({"steps": None, "loops": None} | reaches).items()
+    }
+    ahead = replace(
+        outlook(history), steps_to_overflow={"float16": after["steps"]}, loops_to_overflow={"float16": after["loops"]}
+    )
+    return [alarm.message for alarm in alarms(history, ahead)]
+
+
+@pytest.mark.parametrize("start", [0, 100_000])
+def test_overflow_is_near_within_four_times_the_steps_of_the_window(start):
+    assert [len(warned(visible(start), steps=steps)) for steps in (799.0, 801.0)] == [1, 0]
+    assert [len(warned(visible(start, 4), steps=steps)) for steps in (599.0, 601.0)] == [1, 0]
+    assert warned(visible(start, 3), steps=1.0) == []
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_overflow_is_near_within_four_times_the_loops_that_were_run(samples):
+    assert [len(warned(visible(0, samples), loops=loops)) for loops in (31.9, 32.1)] == [1, 0]
+
+
+def test_overflow_is_announced_with_its_time_interval_and_model():
+    (message,) = warned(visible(1000), steps=200.0, loops=10.0)
+    assert "at step 1200 the looped state is expected to overflow float16 after 200 more steps" in message
+    assert "(2 to 20000, linear growth)" in message
+    (message,) = warned(visible(1000), loops=10.0)
+    assert "after 10 more loops (0 to 1000, linear growth)" in message
+
+
+@pytest.mark.parametrize("nonfinite", [(0, 0, 0, 2), (2, 0, 0, 0)])
+def test_a_state_that_is_not_finite_has_overflowed(nonfinite):
+    left = tuple(None if count else 1.0 for count in nonfinite)
+    gone = sample(0, 10.0, nonfinite_tokens=nonfinite, mean_l2_norm=left, max_abs=left)
+    assert kinds([gone]) == ["overflow"]
+    assert "in 2 tokens at step 0" in alarms([gone], outlook([gone]))[0].message
+
+
+# Stagnation.
 
 
 def test_stagnation_is_of_the_format_the_state_is_kept_in():
@@ -199,9 +225,79 @@ def test_stagnation_is_of_the_format_the_state_is_kept_in():
     assert kinds(history("bfloat16", near)) == ["stagnation"]
     assert kinds(history("bfloat16", far)) == kinds(history("float32", near)) == []
     assert kinds(history("bfloat16", near, (10.0,) * 5)) == []  # converged, not swamped
+    assert kinds(history("bfloat16", near, NORMS[:4])) == ["stagnation"]
+    assert kinds(history("bfloat16", near, NORMS[:3])) == []
+
+
+def test_stagnation_is_near_within_four_times_the_loops_that_were_run():
+    def history(loops: float) -> list[Sample]:
+        state = {"float16": Stagnation(frozen=0.0, median_loops=loops)}
+        return [replace(s, stagnation=state) for s in visible(0)]
+
+    assert kinds(history(32.0)) == ["stagnation"]
+    assert kinds(history(33.0)) == []
+
+
+# Trends: of which numbers.
+
+
+def test_growth_is_of_the_mean_norm_and_overflow_of_the_largest_coordinate():
+    x, norms, largest = [1.0, 2.0, 3.0, 4.0], (10.0, 14.0, 15.0, 19.0), (30.0, 50.0, 120.0, 180.0)
+
+    def check(growth, overflow) -> None:
+        assert growth == fit_trend(x, list(norms))
+        expected = fit_trend(x, list(largest))
+        assert expected.growing
+        for name in ("float16", "bfloat16", "float32"):
+            assert overflow[name] == expected.until(torch.finfo(getattr(torch, name)).max)
+
+    ahead = outlook([sample(0, 1.0, mean_l2_norm=norms, max_abs=largest)])
+    check(ahead.growth_by_loop, ahead.loops_to_overflow)
+    pairs = zip(norms, largest, strict=True)
+    last = [
+        sample(n, 1.0, mean_l2_norm=(5.0,) * 3 + (a,), max_abs=(5.0,) * 3 + (b,)) for n, (a, b) in enumerate(pairs, 1)
+    ]
+    check(outlook(last).growth_by_step, outlook(last).steps_to_overflow)
+
+
+def test_a_growing_norm_whose_largest_coordinate_stays_does_not_overflow():
+    flat = [replace(s, dtype="float16", max_abs=(60000.0,) * 4) for s in GROWING]
+    assert kinds(flat) == ["blind growth"]
+    assert set(outlook(flat).steps_to_overflow.values()) == set(outlook(flat).loops_to_overflow.values()) == {None}
+
+
+def test_the_state_before_the_first_loop_is_in_no_trend_over_the_loops():
+    without = sample(0, 20.0)
+    start = {"loops": (0, *without.loops), "mean_l2_norm": (4.0, *without.mean_l2_norm)}
+    ahead = outlook([replace(without, max_abs=(4.0, *without.max_abs), **start)])
+    assert ahead.growth_by_loop == outlook([without]).growth_by_loop
+    assert ahead.loops_to_overflow == outlook([without]).loops_to_overflow
+    assert ahead.growth_by_loop.rate == pytest.approx(5.0)
+
+
+def test_of_many_loops_the_last_ones_make_the_trend():
+    loops = tuple(range(1, MAXIMUM_POINTS + 9))
+    norms = tuple(10.0 + max(0, k - 8) for k in loops)
+    ahead = outlook([sample(0, 1.0, loops=loops, mean_l2_norm=norms, max_abs=norms)])
+    assert ahead.growth_by_loop == fit_trend([float(k) for k in loops[8:]], list(norms[8:]))
+
+
+def test_a_sample_without_a_finite_state_is_left_out_of_the_trends():
+    gone = replace(GROWING[2], mean_l2_norm=(None,) * 4, max_abs=(None,) * 4)
+    ahead = outlook([*GROWING[:2], gone, *GROWING[3:]])
+    assert ahead.growth_by_step == fit_trend([0.0, 50.0, 150.0, 200.0], [10.0, 13.0, 22.0, 28.0])
+    assert ahead.steps_to_overflow == outlook([*GROWING[:2], *GROWING[3:]]).steps_to_overflow
 
 
 # In training.
+
+
+def test_the_window_is_the_last_eight_samples():
+    with LoopMonitor(every=1) as monitor:
+        for _ in range(20):
+            monitor.observe(1, torch.ones(3, 4, requires_grad=True))
+            monitor.end_step()
+    assert [sample.step for sample in monitor.history] == list(range(12, 20))
 
 
 def trained(readout: ReadoutConfig, between: BetweenConfig, dtype: torch.dtype = torch.float32) -> list[dict]:
