@@ -24,6 +24,8 @@ def growth_error(method: str, k: int) -> Estimate:
     def estimate(run: RunTables) -> float:
         columns = ("l2_norm_predicted", "l2_norm_seen", "l2_norm_trained")
         predicted, seen, trained = (run.value("growth", column, k=k, method=method) for column in columns)
+        if seen == trained:
+            raise NotMeasured(f"{run.name}: the norm does not change between the trained loops and loop {k}")
         return abs(predicted - seen) / abs(seen - trained)
 
     return estimate
@@ -91,11 +93,11 @@ def attribution_error(run: RunTables) -> float:
 
 
 def embedding_share(run: RunTables) -> float:
-    """The embeddings' contribution over the sum."""
+    """The size of the embeddings' contribution over the sum."""
     rows = run.rows("attribution").groupby("group")["contribution"].sum()
     if not rows["sum"] > 0.0:
         raise NotMeasured(f"{run.name}: the log norm did not grow, so there is nothing to share out")
-    return float(sum(value for name, value in rows.items() if "embedding" in str(name)) / rows["sum"])
+    return abs(float(sum(value for name, value in rows.items() if "embedding" in str(name)) / rows["sum"]))
 
 
 def initial_pressure(run: RunTables) -> float:

@@ -101,7 +101,7 @@ def relative_error(table: str, seen: str, predicted: str) -> Estimate:
 
 
 def rescaling_curvature(run: RunTables) -> float:
-    """The smallest second divided difference of cross-entropy in the factor, over the largest change."""
+    """The smallest second divided difference of cross-entropy in the factor, over the steepest slope."""
     rows = run.rows("scale_sensitivity").sort_values("factor")
     factor, value = rows["factor"].to_numpy(float), rows["cross_entropy"].to_numpy(float)
     if len(rows) < 3:

@@ -8,7 +8,7 @@ import sympy as sp
 import torch
 
 from loopsight.growth import regime_number
-from loopsight.increments import increment, second_order_step
+from loopsight.increments import increment, loop_growth, second_order_step
 from theory import far_out
 from theory.cases import Case
 from theory.proposition import Proof, ProofError
@@ -66,6 +66,25 @@ def test_the_check_notices_wrong_corrections_and_bounds(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(p09, "increment", lambda h, after: increment(after, h))
         assert p09.check(case).value > 1e-4
+
+
+def test_the_check_notices_wrong_sums_over_loops_and_wrong_sides_of_the_sandwich(monkeypatch):
+    case = Case(seed=4, d=12, tokens=3)
+    for wrong in (
+        lambda growth: {"coherent": growth.coherent / 2.0},
+        lambda growth: {"incoherent": growth.incoherent * 2.0},
+        lambda growth: {"incoherent": 0.0 * growth.incoherent},
+        lambda growth: {"lower": growth.upper},
+        lambda growth: {"upper": growth.lower},
+    ):
+
+        def mutant(states, wrong=wrong):
+            growth = loop_growth(states)
+            return replace(growth, **wrong(growth))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(p09, "loop_growth", mutant)
+            assert p09.check(case).value > 1e-4
 
 
 @pytest.fixture(scope="module")

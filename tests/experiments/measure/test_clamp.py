@@ -38,6 +38,32 @@ def test_planted_radial_growth_is_removed(clamp, expected, make_context, planted
     torch.testing.assert_close(unclamped, torch.full_like(unclamped, 19.0))
 
 
+@pytest.fixture
+def uneven(planted):
+    """Grows by 3 a loop from norms of 2 to 9, another one at every token."""
+
+    def make(*, raw=False):
+        model = planted(grow, raw=raw)
+        embed = model.embed
+        model.embed = lambda tokens: embed(tokens) * ((2.0 + tokens % 8) / 7.0)[..., None]
+        return model
+
+    return make
+
+
+def test_a_frozen_state_keeps_the_norm_of_its_own_token(make_context, uneven):
+    context = make_context(model=uneven())
+    started = 2.0 + context.windows[:, :-1] % 8
+    assert started.min() == 2.0 and started.max() == 9.0
+    torch.testing.assert_close(norms(freeze_at_loop_1, context.model, context.windows), started + 3.0)
+
+
+def test_frozen_or_rescaled_at_decode_time_a_growth_along_the_state_costs_the_same(make_context, uneven):
+    change = measure(make_context(model=uneven(raw=True)))["clamp"].set_index("mode")[["change", "low", "high"]]
+    assert change.loc["freeze_loop1"].tolist() == pytest.approx(change.loc["decode_time"].tolist(), rel=1e-4)
+    assert change.loc["freeze_loop1", "change"] != pytest.approx(change.loc["remove_radial", "change"], rel=1e-2)
+
+
 def test_what_lies_across_the_state_is_kept(make_context, planted):
     context = make_context(model=planted(turn))
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """Growth of recurrences whose future is known, and predictors that must fail where their hypotheses do."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -105,6 +106,40 @@ def test_exponents_of_ballistic_and_diffusive_growth(planted):
                 assert row["low"] <= row["estimate"] <= row["high"]
             coherent = found.loc["coherent_share", "estimate"]
             assert (coherent > 0.8) if expected == 1.0 else abs(coherent) < 0.2
+
+
+@pytest.fixture
+def exponents_of(planted):
+    """The table of states of the given lengths, h_0 to h_64, in one direction."""
+
+    def make(lengths):
+        model = planted(lambda h: h + 3.0 * direction(h)).double()
+        unit = direction(torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+        states = [length * unit for length in lengths]
+        with torch.no_grad():
+            limit = limiting_direction(model, states[LOOPS])
+            return growth_exponent(model, limit, states, LOOPS).set_index("quantity")["estimate"]
+
+    return make
+
+
+def test_exponents_are_fitted_from_loop_5_and_from_loop_33_on(exponents_of):
+    lengths = np.random.default_rng(0).uniform(1.0, 9.0, 65)
+    found = exponents_of(lengths.tolist())
+    for quantity, first in (("exponent", 5), ("exponent_late", 33)):
+        slope, _ = np.polyfit(np.log(np.arange(first, 65)), np.log(lengths[first:]), 1)
+        assert found[quantity] == pytest.approx(slope)
+
+
+@pytest.mark.parametrize(("last", "share"), [(2.0, 2 / 3), (4.0, 6 / 15)])
+def test_one_step_along_the_state_is_coherent_but_for_its_own_square(last, share, exponents_of):
+    """From 1 to 2, 2 s a = 2 of the 3 gained by the square; from 1 to 4, 6 of 15. What comes before h_K is no part."""
+    found = exponents_of([9.0] * LOOPS + [1.0] * 30 + [last] * (65 - LOOPS - 30))
+    assert found["coherent_share"] == pytest.approx(share)
+
+
+def test_where_the_norm_has_shrunk_there_is_no_growth_to_share(exponents_of):
+    assert np.isnan(exponents_of([2.0] * 32 + [1.0] * 33)["coherent_share"])
 
 
 def test_the_band_is_the_error_made_within_the_trained_loops(planted):

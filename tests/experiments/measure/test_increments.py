@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from experiments.measure.increments import COLUMNS, increments, measure
 
@@ -96,3 +97,17 @@ def test_pythagoras_alone_is_not_the_second_order_term(make_context):
     radial = (b * h).sum(-1) / h.norm(dim=-1)
     alone = ((b.square().sum(-1) - radial.square()) / (2 * h.norm(dim=-1))).mean().item()
     assert row["second_order_seen"] != pytest.approx(alone, rel=0.03)
+
+
+def test_behind_a_norm_between_loops_the_second_order_is_that_of_the_state_it_lets_in(make_context):
+    """As of the stack alone, started from what the norm has made of a state three times as long."""
+    model = make_context("scale_removing").exact
+    h = states_of(model, loops=0, scale=3.0)[0]
+    with torch.no_grad():
+        let_in, h_next = model.between(h), model.step(h)
+    behind = increments(model, [h, h_next]).iloc[0]
+    model.between = nn.Identity()
+    alone = increments(model, [let_in, h_next]).iloc[0]
+    for name in ("second_order_seen", "second_order_predicted"):
+        assert behind[name] == pytest.approx(alone[name], rel=1e-9) and abs(alone[name]) > 1e-3
+    assert h.norm(dim=-1).mean() > 1.5 * let_in.norm(dim=-1).mean()

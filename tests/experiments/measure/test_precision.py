@@ -44,6 +44,24 @@ def test_a_constant_step_stops_when_predicted(make_context):
         assert row["moving_fraction_at_64"] == 1.0 and math.isnan(row["overflow_loop"])
 
 
+def test_a_token_stops_with_its_last_coordinate(make_context, monkeypatch):
+    """One coordinate takes 1 a loop, the others stand still."""
+    monkeypatch.setattr(precision, "MAX_LOOPS", {torch.bfloat16: 300})
+    row = rows(make_context(model=model_with(lambda h: torch.eye(32)[0].expand_as(h))))["bfloat16"]
+    assert row["loops_seen"] == pytest.approx(251, abs=1)
+    assert row["loops_predicted"] == pytest.approx(row["loops_seen"], abs=1)
+
+
+def test_loops_are_medians_over_tokens(make_context, monkeypatch):
+    """The first token of a window has stopped before it began."""
+    monkeypatch.setattr(precision, "MAX_LOOPS", {torch.bfloat16: 300})
+    first = torch.arange(16)[:, None] == 0
+    row = rows(make_context(model=model_with(lambda h: torch.where(first, 0.0, torch.ones_like(h)))))["bfloat16"]
+    assert row["loops_seen"] == pytest.approx(251, abs=1)
+    assert row["loops_predicted"] == pytest.approx(row["loops_seen"], abs=1)
+    assert row["moving_fraction_at_64"] == pytest.approx(15 / 16)
+
+
 def test_the_loops_run_in_two_parts_are_those_of_one_run(make_context, monkeypatch):
     """16 a loop in bfloat16, cut at 10 loops or at 64: the same count."""
     model = model_with(lambda h: torch.full_like(h, 16.0))

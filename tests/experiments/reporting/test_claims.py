@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.claims import CLAIMS, SCHEMA, Claim, Rule, evaluate, index
+from experiments.claims import CLAIMS, SCHEMA, Claim, Rule, RunTables, evaluate, index
 from experiments.claims.claim import _interval
+from experiments.claims.dynamics import growth_beyond, growth_error
+from experiments.claims.estimates import rescaling_curvature
 from experiments.reporting.gallery import PICTURES
 
 BY_KEY = {claim.key: claim for claim in CLAIMS}
@@ -112,6 +114,47 @@ EDITS = {
 SPECIAL_BETWEEN = {"deferred-law"}
 
 
+def other_side(key, refuting, between=None, **changes):
+    return key, replace(EDITS[key], refuting=refuting, between=between, **changes)
+
+
+# What can be wrong on two sides, wrong on the one that EDITS leaves out.
+OTHER_SIDE = [
+    other_side("clamp-harmless", 0.2, -0.05),
+    other_side("clamp-after-loop-1", 0.2, -0.05),
+    other_side("clamp-decode-time", -0.2, -1e-3),
+    other_side("penalty-costs-little", 2.5),
+    other_side("not-the-embeddings", -5.0, -0.75),
+    other_side("epsilon-leak", 4e-10, 1.3e-9),
+    other_side("scale-carried", 1.7, 1.2),
+    other_side("scale-removed", -0.9, -0.05),
+    other_side("deferred-law", -6.0),
+    other_side("coefficient-law", 100.0, 5.0),
+    other_side("dense-is-weaker", 1.0, 2.2),
+    other_side("rescaling-blind", -0.5, -1e-3),
+    other_side("raw-scale-is-pinned", 1.0, where=(("factor", 0.1),)),
+    other_side("scale-settles", 49.0, 77.5),
+    other_side("scale-settles-to-64", 9.0, 40.0, where=(("k", 5),)),
+    other_side("steady-increments", 25.0, 140.0),
+    other_side("steady-increments", -250.0),
+    other_side("second-order", 1000.0),
+    *(other_side(key, 1e9) for key in EDITS if EDITS[key].column == "l2_norm_predicted"),
+    other_side("growth-band-covers", 0.0, column="high"),
+    other_side("attribution-adds-up", 10.0, 2.3),
+    other_side("attribution-adds-up", -2.0, where=(("group", "truth"),)),
+    other_side("pressure-from-the-tie", -4.0, -1.0),
+    other_side("pressure-from-the-tie", -1e-3, -4e-3, position=1),
+    other_side("stops-moving-bfloat16", 20.0, 80.0),
+    other_side("stops-moving-float16", 100.0, 500.0, column="loops_predicted"),
+]
+REFUTED = [*EDITS.items(), *OTHER_SIDE]
+UNDECIDED = [(key, edit) for key, edit in REFUTED if edit.between is not None and key not in SPECIAL_BETWEEN]
+
+
+def keyed(edits):
+    return {"argnames": ("key", "edit"), "argvalues": edits, "ids": [key for key, _ in edits]}
+
+
 @pytest.fixture(scope="module")
 def runs(world):
     return world.runs()
@@ -135,6 +178,12 @@ def test_every_prediction_has_a_refuting_measurement():
     assert set(EDITS) == set(PREDICTED) - {"growth-diffusive-64", "angular-law"}
 
 
+def test_a_distance_is_refuted_on_both_sides():
+    """Bars in the method are absolute values; those of the regime number are norms."""
+    distances = {c.key for c in CLAIMS if c.rule is not None and c.rule.expect == "below" and "|" in c.method}
+    assert distances - {"regime-number"} <= {key for key, _ in OTHER_SIDE} | {"angular-law"}
+
+
 @pytest.mark.parametrize("key", PREDICTED)
 def test_a_world_in_which_it_holds_supports_it(key, runs):
     finding = evaluate(BY_KEY[key], index(runs))
@@ -143,16 +192,16 @@ def test_a_world_in_which_it_holds_supports_it(key, runs):
     assert not [case.left_out for case in finding.cases if case.left_out]
 
 
-@pytest.mark.parametrize("key", EDITS)
-def test_a_world_in_which_it_fails_refutes_it(key, runs):
-    finding = evaluate(BY_KEY[key], edited(runs, BY_KEY[key], EDITS[key], EDITS[key].refuting))
+@pytest.mark.parametrize(**keyed(REFUTED))
+def test_a_world_in_which_it_fails_refutes_it(key, edit, runs):
+    finding = evaluate(BY_KEY[key], edited(runs, BY_KEY[key], edit, edit.refuting))
     assert finding.verdict == "not supported", finding.cases
     assert {case.verdict for case in finding.cases} == {"not supported"}, finding.cases
 
 
-@pytest.mark.parametrize("key", [k for k in EDITS if EDITS[k].between is not None and k not in SPECIAL_BETWEEN])
-def test_between_the_thresholds_nothing_is_decided(key, runs):
-    finding = evaluate(BY_KEY[key], edited(runs, BY_KEY[key], EDITS[key], EDITS[key].between))
+@pytest.mark.parametrize(**keyed(UNDECIDED))
+def test_between_the_thresholds_nothing_is_decided(key, edit, runs):
+    finding = evaluate(BY_KEY[key], edited(runs, BY_KEY[key], edit, edit.between))
     assert {case.verdict for case in finding.cases} == {"inconclusive"}, finding.cases
 
 
@@ -164,6 +213,43 @@ def test_a_random_walk_that_predicts_the_growth_refutes_its_control(runs):
         predicted = growth["l2_norm_predicted"].where(growth["method"] != "diffusive", growth["l2_norm_seen"])
         found.append(replace(run, tables={**run.tables, "growth": growth.assign(l2_norm_predicted=predicted)}))
     assert evaluate(claim, index(found)).verdict == "not supported"
+
+
+@pytest.mark.parametrize("key", [key for key in EDITS if EDITS[key].column == "l2_norm_predicted"])
+def test_to_predict_no_growth_is_to_be_off_by_all_of_it(key, runs):
+    found = []
+    for run in runs:
+        growth = run.tables["growth"]
+        found.append(replace(run, tables={"growth": growth.assign(l2_norm_predicted=growth["l2_norm_trained"])}))
+    finding = evaluate(BY_KEY[key], index(found))
+    assert {case.verdict for case in finding.cases} == {"not supported"}
+    for case in finding.cases:
+        assert list(case.estimates.values()) == pytest.approx([1.0] * 3)
+
+
+def one_run(**tables):
+    frames = {name: pd.DataFrame(columns) for name, columns in tables.items()}
+    return RunTables(name="run", labels=("run",), seed=0, trained_loops=4, tables=frames)
+
+
+@pytest.mark.parametrize(("seen", "trained"), [(16.0, 10.0), (4.0, 10.0)])
+@pytest.mark.parametrize(("share", "error"), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0), (1.5, 0.5)])
+def test_a_growth_error_is_a_share_of_what_was_gained_or_lost(share, error, seen, trained):
+    predicted = trained + share * (seen - trained)
+    columns = {"l2_norm_trained": [trained], "l2_norm_seen": [seen], "l2_norm_predicted": [predicted]}
+    run = one_run(growth={"k": [8], "method": ["power_law"], **columns})
+    assert growth_error("power_law", 8)(run) == pytest.approx(error)
+
+
+def test_growth_to_64_loops_is_counted_from_the_first_loop_beyond_the_trained_ones():
+    run = one_run(growth={"k": [64, 5, 6, 63], "l2_norm_seen": [90.0, 30.0, 45.0, 100.0], "l2_norm_trained": 20.0})
+    assert growth_beyond(run) == 3.0
+
+
+@pytest.mark.parametrize(("cross_entropy", "expected"), [([3.0, 1.0, 0.0], 0.75), ([3.0, 2.5, 0.0], -0.6)])
+def test_a_curvature_is_measured_against_the_steepest_slope_though_all_of_them_fall(cross_entropy, expected):
+    run = one_run(scale_sensitivity={"factor": [1.0, 2.0, 4.0], "cross_entropy": cross_entropy})
+    assert rescaling_curvature(run) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
