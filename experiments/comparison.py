@@ -42,8 +42,18 @@ class Contrast:
     paper: bool = False
 
 
-def _ratio(numerator: str, denominator: str, **options: Any) -> Contrast:
-    return Contrast(text=f"{numerator} / {denominator}", powers={numerator: 1, denominator: -1}, **options)
+def _ratio(
+    numerator: str,
+    denominator: str,
+    *,
+    side: Literal["above", "below"],
+    bound: float = 1.0,
+    note: str = "",
+    paper: bool = False,
+) -> Contrast:
+    powers = {numerator: 1, denominator: -1}
+    text = f"{numerator} / {denominator}"
+    return Contrast(text=text, powers=powers, side=side, bound=bound, note=note, paper=paper)
 
 
 CONTRASTS = (

@@ -106,7 +106,7 @@ def draw_comparison(path: Path, by_loop: pd.DataFrame, looks: dict[str, Look]) -
         for of_quantity, (quantity, (label, log)) in zip(grid, quantities.items(), strict=True):
             for axes, panel in zip(of_quantity, present, strict=True):
                 lines(axes, rows[rows["panel"] == panel], "loop", quantity, looks, log=log)
-                axes.set(title=panel, ylabel=label, yscale="log")
+                axes.set(title=panel, ylabel=label)
                 _loop_axis(axes)
         shared_legend(figure, 4)
         plain_ticks(figure)

@@ -1,6 +1,7 @@
 """Bad input, refused in one sentence, in one place."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ def require_floating_tensor(x: object, what: str) -> None:
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ValueError(f"{what} must be a floating-point tensor, got {_kind(x)}.")
+
+
+def is_whole(x: object) -> bool:
+    """Whether it is an integer, of Python or of NumPy."""
+    return isinstance(x, Integral)
 
 
 def _kind(x: object) -> str:

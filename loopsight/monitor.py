@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loopsight.checks import is_whole
 from loopsight.monitoring.outlook import Sample, outlook, to_record
 from loopsight.monitoring.passes import Pass, first_tensor, tensors_of, to_sample
 from loopsight.monitoring.rules import Kind, LoopMonitorWarning, alarms
@@ -82,7 +83,7 @@ class LoopMonitor:
         state: Callable[[Any], Tensor] = first_tensor,
         steps_done: int = 0,
     ) -> None:
-        if not isinstance(every, int) or every < 1:
+        if not is_whole(every) or every < 1:
             raise ValueError(f"every must be a whole number of steps, at least 1, got {every}.")
         self.every = every
         self.steps_done = steps_done

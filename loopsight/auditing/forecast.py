@@ -19,7 +19,7 @@ from torch import Tensor
 
 from loopsight.auditing.report import Forecast, Growth, LowPrecision
 from loopsight.growth import LARGE, AsymptoticStep, asymptotic_step, regime_number
-from loopsight.precision import predicted_freeze
+from loopsight.precision import predicted_freeze, significand_bits
 from loopsight.responses import StateMap
 
 IN_REGIME = 0.5  # largest regime number at which a forecast is made
@@ -27,6 +27,7 @@ STRIDE = 0.25  # of |h| / |b|
 MOST_STRIDES = 24
 STILL = 1e-9  # of |h|: a displacement that is no more than rounding
 KEPT = 1e-6  # gains nearer to 1, or to 0, are that
+SETTLED = 0.1  # of where a damped stream would settle: stopping no farther from it is having settled
 GROWING = 1.001  # gain above which a state grows by a factor rather than by steps
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,7 +73,8 @@ class _Start:
         # Where a step adds nothing, or rounding, nothing is exactly what it will go on adding.
         regime = torch.where(far.displacement.norm(dim=-1) <= STILL * h.norm(dim=-1), 0.0, regime)
         # Far out the step itself may be no number, or turn the state round; then there is no regime to be in.
-        return cls(h=h, far=far, regime=torch.where(far.gain > -KEPT, regime, math.inf))
+        in_regime = far.gain.isfinite() & (far.gain > -KEPT)
+        return cls(h=h, far=far, regime=torch.where(in_regime, regime, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,32 +130,35 @@ def _sum_of_powers(gain: Tensor, n: int) -> Tensor:
 
 
 def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor) -> LowPrecision:
-    """At the present displacement b; a stream that settles at b / (1 - gain) may reach neither."""
+    """At the present displacement b. A damped stream settles at b / (1 - gain), and may not get as far as the format's
+    largest number. It moves by less and less, so that it stops short of there by half a spacing / (1 - gain); where
+    that is little it has settled before it stagnates, where it is much nobody has worked out when it stops."""
     largest, gain = torch.finfo(dtype).max, far.gain.median().item()
     if (h.abs() > largest).any():
         return LowPrecision(dtype=name, loops_until_stagnation=0.0, loops_until_overflow=0.0)
-    if not gain > -KEPT:  # the step is no number far out, or turns the state round: it does not say where that leads
+    if (
+        not -KEPT < gain < math.inf
+    ):  # the step is no number far out, or turns the state round: it does not say where that leads
         return LowPrecision(dtype=name, loops_until_stagnation=math.nan, loops_until_overflow=math.nan)
     if gain > GROWING:  # a factor a loop: nothing swamps, and the largest coordinate gets there first
         loops = math.log(largest / h.abs().max().item()) / math.log(gain)
         return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=loops)
     b, freeze = far.displacement, predicted_freeze(h, far.displacement, dtype)
     overflows = torch.isinf(freeze.level)
-    stops, overflow = freeze.loops, _loops_to(largest, h, b, gain)
-    if gain < 1.0 - KEPT:
-        stops = torch.where(stops > 0, _loops_to(freeze.level, h, b, gain), 0.0)
-    return LowPrecision(
-        dtype=name,
-        loops_until_stagnation=torch.where(overflows, torch.inf, stops).median().item(),
-        loops_until_overflow=torch.where(overflows, overflow, torch.inf).min().item(),
-    )
+    if gain >= 1.0 - KEPT:
+        stagnation = torch.where(overflows, torch.inf, freeze.loops).median().item()
+    else:
+        short = 2.0 ** -(significand_bits(dtype) + 1) / (1.0 - gain)
+        stagnation = math.inf if short <= SETTLED else math.nan
+    overflow = torch.where(overflows, _loops_to(largest, h, b, gain), torch.inf).min().item()
+    return LowPrecision(dtype=name, loops_until_stagnation=stagnation, loops_until_overflow=overflow)
 
 
-def _loops_to(level: Tensor | float, h: Tensor, b: Tensor, gain: float) -> Tensor:
+def _loops_to(level: float, h: Tensor, b: Tensor, gain: float) -> Tensor:
     """Loops x <- gain x + |b| until x = level, x starting from each coordinate along its b; infinite if never."""
     start, size = h * b.sign(), b.abs()
     if gain >= 1.0 - KEPT:
         return (level - start) / size
     limit = size / (1.0 - gain)
     loops = torch.log((limit - level) / (limit - start)) / math.log(max(gain, KEPT))
-    return torch.where(limit > level, loops.nan_to_num(nan=0.0).clamp(min=0.0), torch.inf)  # NaN: it is beyond already
+    return torch.where(limit > level, loops, torch.inf)

@@ -96,7 +96,8 @@ class Forecast:
 @dataclass(frozen=True, kw_only=True)
 class LowPrecision:
     """A residual stream stored in `dtype`: loops (from the trained count on) until half of its coordinates stop
-    moving, and until the first exceeds the format. Infinite: never, at the present displacement. NaN: not known."""
+    moving, and until the first exceeds the format. Infinite: never, at the present displacement, or not before it has
+    settled. NaN: not known."""
 
     dtype: str
     loops_until_stagnation: float

@@ -200,9 +200,11 @@ def _random_ids(module: object, request: Request) -> Tensor:
 
 
 def _moved(batch: Any, home: torch.device | None) -> Any:
+    if hasattr(batch, "to"):  # a tensor, or what a tokeniser returns
+        return batch.to(home)
     if isinstance(batch, Mapping):
         return {key: _moved(value, home) for key, value in batch.items()}
-    return batch.to(home) if isinstance(batch, Tensor) else batch
+    return type(batch)(_moved(value, home) for value in batch) if isinstance(batch, (list, tuple)) else batch
 
 
 def _move(module: object, device: str | None) -> None:

@@ -26,6 +26,7 @@ from loopsight.auditing.report import (
     Remedy,
 )
 from loopsight.auditing.subject import Subject, as_maps, at_rest, prepare
+from loopsight.checks import is_whole
 from loopsight.derivatives import directional_derivative
 from loopsight.growth import AsymptoticStep, asymptotic_step
 from loopsight.invariance import Invariance
@@ -60,11 +61,12 @@ def audit(
 
     Args:
         model: `loopsight.protocol.LoopedMaps`, or a module with their three methods, or any module that
-            `loopsight.adapters` recognises. It is left as it was.
+            `loopsight.adapters` recognises. Weights and modes are left as they were.
         batch: what `embed` takes; token ids (batch, time), or a mapping with `input_ids`, bring their own targets. Use
             data, not noise: the states should be typical of the model.
-        targets: class of every token (..., ), int64, -100 for none. When not given: the batch's `labels`, else the next
-            token where no loop looks ahead; none at padding (`attention_mask`).
+        targets: class of every token (..., ), int64, -100 for none. When not given: the batch's `labels` as
+            `transformers` has them (at the token itself, shifted here for a causal model), else the next token if no
+            loop looks ahead; none at padding (`attention_mask`).
         num_loops: K, as trained; needed if the model does not say it.
         groups: number of equal groups of channels to ask about; detected when not given.
         penalty: a penalty on the state that the training loss has, states (..., d) to its weighted value per token.
@@ -86,7 +88,7 @@ def audit(
     with at_rest(maps.module):
         subject = prepare(maps, batch, targets)
         width = subject.audited.shape[-1]
-        if groups is not None and (not isinstance(groups, int) or groups < 2 or width % groups):
+        if groups is not None and (not is_whole(groups) or groups < 2 or width % groups):
             raise ValueError(f"groups must be at least 2 and divide the width of the state, {width}, got {groups}.")
         if penalty is not None:
             _require_penalty(penalty, subject.audited)

@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from loopsight.checks import is_whole
 from loopsight.protocol import LoopedMaps, LoopedModel, unroll
 from loopsight.responses import StateMap
 
 IGNORED = -100  # target of a token that no loss is taken of, as in torch's cross_entropy
-LEAK = 1e-3  # of the last token's change, in earlier tokens: more than rounding
+LEAK = 1e-6  # of the later tokens' change, in earlier ones: of a causal loop they keep every bit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,29 +67,22 @@ def as_maps(model: Any, batch: Any, num_loops: int | None) -> LoopedMaps:
             f"the model must be a torch module or loopsight.protocol.LoopedMaps, got {type(model).__name__}."
         )
     maps = maps if num_loops is None else dataclasses.replace(maps, num_loops=num_loops)
-    if not isinstance(maps.num_loops, int) or maps.num_loops < 1:
+    if not is_whole(maps.num_loops) or maps.num_loops < 1:
         raise ValueError(f"num_loops must be a whole number, at least 1, got {maps.num_loops}.")
     return maps
 
 
 @contextmanager
 def at_rest(model: object) -> Iterator[None]:
-    """Evaluation mode, if it is a module, for as long as the audit takes; modes and buffers come back as they were."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = [(part, part.training) for part in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Evaluation mode, if it is a module, for as long as the audit takes; every submodule's own mode comes back."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
-        model.eval()
+        if isinstance(model, nn.Module):
+            model.eval()
         yield
     finally:
         for part, training in modes:
             part.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
 
 
 @torch.no_grad()
@@ -100,6 +94,7 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     """
     _require_one_device(maps.module, batch)
     _require_weights(maps.module)
+    buffers = _buffers(maps.module)
     h = maps.embed(batch)
     _require_state(h, "embed(batch)")
     _require_left_alone(maps.step, h, "step")
@@ -109,7 +104,7 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     if not torch.equal(maps.step(states[1]), states[2]):
         raise ValueError("step gives two values for one state; fix its random numbers (dropout, noise, initial state).")
     _require_left_alone(maps.readout, states[maps.num_loops], "readout")
-    _require_buffers_kept(maps, states[maps.num_loops])
+    _require_buffers_kept(maps, states[maps.num_loops], buffers)
     logits = maps.readout(states[maps.num_loops])
     _require_state(logits, "readout(h)", what="logits (..., classes)")
     if logits.shape[:-1] != h.shape[:-1] or logits.shape[-1] < 2:
@@ -138,7 +133,8 @@ def tokens_of(batch: Any) -> Tensor | None:
 
 
 def _own_targets(maps: LoopedMaps, batch: Any, states: Sequence[Tensor]) -> Tensor | None:
-    """The batch's labels, or else its next tokens, without padding; None where the next token is in plain sight.
+    """The batch's labels, or else its next tokens, without padding; None where the next token is in plain sight, or
+    where nothing is left.
 
     Labels are where `transformers` has them: at the token itself, so that a causal model's are those of the next place.
     """
@@ -146,23 +142,28 @@ def _own_targets(maps: LoopedMaps, batch: Any, states: Sequence[Tensor]) -> Tens
     if tokens is None or tokens.shape != shape or tokens.ndim == 0 or tokens.shape[-1] < 2:
         return None
     labels, mask = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("labels", "attention_mask"))
-    labels = labels if isinstance(labels, Tensor) and labels.shape == shape else None
-    if _looks_ahead(maps.step, states):
-        return labels
-    targets = tokens if labels is None else labels
-    if isinstance(mask, Tensor) and mask.shape == shape:
-        targets = targets.masked_fill(mask == 0, IGNORED)
-        targets[..., 1:] = targets[..., 1:].masked_fill(mask[..., :-1] == 0, IGNORED)
-    none = tokens.new_full((*shape[:-1], 1), IGNORED)
-    return torch.cat([targets[..., 1:], none], dim=-1)
+    real = mask != 0 if isinstance(mask, Tensor) and mask.shape == shape else torch.ones_like(tokens, dtype=torch.bool)
+    targets = labels if _are_classes(labels) and labels.shape == shape else tokens
+    if _looks_ahead(maps.step, states[1], real):
+        targets = targets.masked_fill(~real, IGNORED) if targets is labels else torch.full_like(tokens, IGNORED)
+    else:
+        targets = targets[..., 1:].masked_fill(~(real[..., 1:] & real[..., :-1]), IGNORED)
+        targets = torch.cat([targets, tokens.new_full((*shape[:-1], 1), IGNORED)], dim=-1)
+    return targets if (targets != IGNORED).any() else None
 
 
-def _looks_ahead(step: StateMap, states: Sequence[Tensor]) -> bool:
-    """Whether one loop carries something of the last token into earlier ones."""
-    moved = states[0].clone()
-    moved[..., -1, :] = moved[..., -1, :].roll(1, dims=-1)
-    change = (step(moved) - states[1]).abs()
-    return bool(change[..., :-1, :].max() > LEAK * change[..., -1, :].max())
+def _are_classes(labels: Any) -> TypeGuard[Tensor]:
+    return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
+
+
+def _looks_ahead(step: StateMap, h: Tensor, real: Tensor) -> bool:
+    """Whether one loop carries something of the later half of the tokens into the earlier one, padding left out."""
+    place, count = real.cumsum(-1), real.sum(-1, keepdim=True)
+    early, late = real & (2 * place <= count), real & (2 * place > count)
+    generator = torch.Generator(h.device).manual_seed(0)
+    noise = torch.randn(h.shape, generator=generator, device=h.device).to(h) * h.square().mean(-1, keepdim=True).sqrt()
+    change = (step(torch.where(late[..., None], h + noise, h)) - step(h)).abs()
+    return bool(early.any()) and bool(change[early].max() > LEAK * change[late].max())
 
 
 def _require_weights(module: nn.Module | None) -> None:
@@ -196,14 +197,27 @@ def _require_left_alone(function: StateMap, h: Tensor, name: str) -> None:
         raise ValueError(f"{name} writes into the state that it is given; write h = h + ..., not h += ... .")
 
 
-def _require_buffers_kept(maps: LoopedMaps, h: Tensor) -> None:
-    """What a first call makes, as a cache, may stay; what every call changes has no derivative."""
-    named = {} if maps.module is None else dict(maps.module.named_buffers())
-    before = {name: buffer.clone() for name, buffer in named.items()}
+def _buffers(module: nn.Module | None) -> dict[str, Tensor]:
+    return {} if module is None else {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def _require_buffers_kept(maps: LoopedMaps, h: Tensor, before: dict[str, Tensor]) -> None:
+    """What a first call makes, as a cache, may stay; what every call changes has no derivative, and is put back."""
+    one_call_ago = _buffers(maps.module)
     maps.readout(maps.step(h))
-    for name, buffer in named.items():
-        if not torch.equal(buffer, before[name]):
-            raise ValueError(f"the model changes its buffer '{name}' in every call, in evaluation too; leave it out.")
+    now = {} if maps.module is None else dict(maps.module.named_buffers())
+    changed = [name for name in now.keys() & one_call_ago.keys() if not _same(now[name], one_call_ago[name])]
+    for name in changed:
+        if now[name].shape == before[name].shape:
+            now[name].copy_(before[name])
+    if changed:
+        raise ValueError(
+            f"the model changes its buffer '{min(changed)}' in every call, in evaluation too; leave it out."
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _require_state(h: object, name: str, what: str = "states (..., d)") -> None:

@@ -29,11 +29,17 @@ def headline(report: AuditReport) -> str:
         return (
             f"BLIND, BUT NOT KEPT: the readout cannot see {_names(blind)}, and the recurrence does not keep it.{unsure}"
         )
-    grows = report.growth.radial_increment > 0 and any(d.kind == "scale" for d in active)
-    gain, added = report.growth.gain, report.growth.radial_increment
-    times = "" if abs(gain - 1.0) < CARRIED else f" multiplies the norm by {gain:.4g} and"
-    growth = f" A loop{times} adds {added:.4g} to {'it' if times else 'the norm'}." if grows else ""
+    rises = report.growth.radial_increment > 0 and report.growth.gain > 0
+    grows = rises and any(d.kind == "scale" for d in active)
+    growth = f" {_growth_in_words(report.growth.gain, report.growth.radial_increment)}" if grows else ""
     return f"BLIND AND ACTIVE: the readout cannot see {_names(active)}, and the recurrence keeps it.{growth}{unsure}"
+
+
+def _growth_in_words(gain: float, added: float) -> str:
+    if abs(gain - 1.0) < CARRIED:
+        return f"A loop adds {added:.4g} to the norm."
+    kept = f"A loop makes {gain:.4g} of the norm and adds {added:.4g}"
+    return f"{kept}, so that it settles." if gain < 1.0 else f"{kept}."
 
 
 def in_words(report: AuditReport) -> str:

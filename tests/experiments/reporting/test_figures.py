@@ -59,7 +59,7 @@ def test_increments(runs):
     with themed():
         rows = table(runs, "increments")
         figure = figures.increments(runs)
-        logarithmic = [name for name, (_, log) in figures.INCREMENTS.items() if log]
+        logarithmic, found = [name for name, (_, log) in figures.INCREMENTS.items() if log], 0
         for place, name in enumerate(figures.INCREMENTS):
             middle = geometric_mean if name in logarithmic else "mean"
             for axes in figure.axes[3 * place : 3 * place + 3]:
@@ -67,6 +67,8 @@ def test_increments(runs):
                     of = rows[(rows["variant"] == line.get_label()) & (rows["k"] > 0)].dropna(subset=[name])
                     if len(of):
                         np.testing.assert_allclose(line.get_ydata(), of.groupby("k")[name].agg(middle), rtol=1e-12)
+                        found += 1
+        assert found == len(NAMES) * len(figures.INCREMENTS)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,9 @@ def test_the_comparison_draws_geometric_means_of_norms_and_means_of_losses(world
 
     compare([summary(name, seed) for name in NAMES for seed in (0, 1)], tmp_path)
     (figure,) = kept
+    assert len(drawn(figure)) == 2 * len(NAMES)
     for (place, _), (xs, ys) in drawn(figure).items():
         np.testing.assert_array_equal(xs, [1, 2])
         np.testing.assert_allclose(ys, [2**0.5, 10**1.5] if place < 3 else [5.5, 5.0])
+    monkeypatch.undo()
+    plt.close(figure)

@@ -33,22 +33,39 @@ def test_padding_is_no_target_on_either_side(make_model, tokens):
     assert torch.equal(found[2, :-1], tokens[2, 1:])
 
 
-def test_a_model_that_looks_ahead_has_its_labels_in_place_and_no_next_token(make_model, tokens):
+@pytest.mark.parametrize("share", [0.1, 1e-4])
+@pytest.mark.parametrize("padding", [0, 9])
+def test_a_model_that_looks_ahead_has_its_labels_in_place_and_no_next_token(make_model, tokens, share, padding):
     model = make_model()
-    step = model.step
-    model.step = lambda h: step(h + 0.1 * h.mean(-2, keepdim=True))
-    assert targets_of(model, tokens) is None
+    step, mask = model.step, torch.ones_like(tokens)
+    mask[:, 20 - padding :] = 0
+    seen = mask[..., None] / mask.sum(-1)[0]
+    model.step = lambda h: step(h + share * (seen * h).sum(-2, keepdim=True))
+    assert targets_of(model, {"input_ids": tokens, "attention_mask": mask}) is None
     labels = tokens.masked_fill(torch.arange(20) % 7 > 0, IGNORED)
-    assert torch.equal(targets_of(model, {"input_ids": tokens, "labels": labels}), labels)
+    found = targets_of(model, {"input_ids": tokens, "labels": labels, "attention_mask": mask})
+    assert torch.equal(found, labels.masked_fill(mask == 0, IGNORED))
 
 
-def counting(make_model, where):
+def test_labels_that_are_no_classes_or_name_none_are_not_taken(make_model, tokens):
+    found = targets_of(make_model(), {"input_ids": tokens, "labels": tokens + 0.5})
+    assert torch.equal(found[:, :-1], tokens[:, 1:])
+    nothing = {"input_ids": tokens, "labels": torch.full_like(tokens, IGNORED)}
+    assert targets_of(make_model(), nothing) is None
+    padded = {"input_ids": tokens, "attention_mask": torch.zeros_like(tokens)}
+    assert targets_of(make_model(), padded) is None
+
+
+def counting(make_model, where, in_place):
     model = make_model()
     model.register_buffer("count", torch.zeros(()))
     own = getattr(model, where)
 
     def counted(x):
-        model.count += 1.0
+        if in_place:
+            model.count += 1.0
+        else:
+            model.count = model.count + 1.0
         return own(x)
 
     setattr(model, where, counted)
@@ -56,25 +73,30 @@ def counting(make_model, where):
 
 
 @pytest.mark.parametrize("where", ["step", "readout"])
-def test_a_model_that_writes_into_its_buffers_is_refused_and_left_as_it_was(make_model, tokens, where):
-    model = counting(make_model, where)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_model_that_writes_into_its_buffers_is_refused_and_left_as_it_was(make_model, tokens, where, in_place):
+    model = counting(make_model, where, in_place)
     with pytest.raises(ValueError, match="changes its buffer 'count' in every call"):
         audit(model, tokens)
     assert model.count == 0.0
 
 
-def test_a_buffer_that_is_made_once_does_no_harm_and_goes_again(make_model, tokens):
+def test_a_buffer_that_the_first_call_fills_stays_filled(make_model, tokens):
     model = make_model()
-    model.register_buffer("positions", torch.zeros(20))
-    own = model.embed
+    model.register_buffer("positions", torch.full((20, 24), torch.nan))
+    model.register_buffer("unused", torch.tensor(torch.nan))
+    own, ready = model.embed, []
 
     def embed(x):
-        model.positions.copy_(torch.arange(20.0))
-        return own(x)
+        if not ready:
+            model.positions.copy_(torch.ones(20, 24))
+            ready.append(True)
+        return own(x) + model.positions[: x.shape[-1]]
 
     model.embed = embed
-    assert audit(model, tokens, symmetries=False).valid
-    assert not model.positions.any()
+    first, second = (audit(model, tokens, symmetries=False) for _ in range(2))
+    assert first.valid and first.loops == second.loops
+    assert (model.positions == 1.0).all()
 
 
 def test_inference_mode_is_named(make_model, tokens):
