@@ -31,7 +31,8 @@ def make_arithmetic_repeatable(device: torch.device) -> None:
     # hence subnormal probabilities, on which this arithmetic is many times slower (see benchmarks/).
     torch.set_flush_denormal(True)
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
+        # As torch.use_deterministic_algorithms, which imports torch's compiler first: two seconds of every process.
+        torch.set_deterministic_debug_mode("error")
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

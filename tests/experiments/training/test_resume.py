@@ -43,39 +43,46 @@ def uninterrupted(tmp_path_factory, cache, inside):
     return weights(out)
 
 
-def start_or_resume_and_stop(out, cache, how):
-    """The command in a process of its own, which gets the signal when it has written a checkpoint."""
+def start_and_kill(out, cache):
+    """The command in a process of its own, killed outright when it has written a checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "experiments" / "run.py", *ARGUMENTS, "--out", out, "--cache", cache, "--resume"],
+        [sys.executable, ROOT / "experiments" / "run.py", *ARGUMENTS, "--out", out, "--cache", cache],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=subprocess.DEVNULL,
         cwd="/",
     )
-    checkpoint = out / "scale_invariant-0" / CHECKPOINT
-    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-    while process.poll() is None:
-        if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
-            process.send_signal(how)
-            break
+    while process.poll() is None and not (out / "scale_invariant-0" / CHECKPOINT).exists():
         time.sleep(0.002)
-    _, error = process.communicate()
-    return process.returncode, error
+    process.kill()
+    return process.wait()
 
 
-def test_stopped_again_and_again_and_resumed_equals_never_stopped(tmp_path, cache, uninterrupted, inside):
-    folder, stopped_at = tmp_path / "scale_invariant-0", [0]
-    for how in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        status, error = start_or_resume_and_stop(tmp_path, cache, how)
+def resume_and_stop(out, cache, how, inside, monkeypatch):
+    """The command in this process, which gets the signal when it has written another checkpoint."""
+    save, sent = checkpoints.save, []
+
+    def save_and_stop(*what):
+        save(*what)
+        if not sent:
+            sent.append(how)
+            os.kill(os.getpid(), how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", save_and_stop)
+        return inside(*ARGUMENTS, "--out", out, "--cache", cache, "--resume")
+
+
+def test_stopped_again_and_again_and_resumed_equals_never_stopped(tmp_path, cache, uninterrupted, inside, monkeypatch):
+    folder = tmp_path / "scale_invariant-0"
+    assert start_and_kill(tmp_path, cache) == -signal.SIGKILL
+    stopped_at = [0, checkpoints.load(folder / CHECKPOINT).step]
+    for how in (signal.SIGINT, signal.SIGTERM):
+        done = resume_and_stop(tmp_path, cache, how, inside, monkeypatch)
         stopped_at.append(checkpoints.load(folder / CHECKPOINT).step)
-        if how is signal.SIGKILL:
-            assert status == -signal.SIGKILL
-        else:
-            assert status == 1
-            last = error.splitlines()[-1]
-            assert last.startswith("error: interrupted at step ") and last.endswith("--resume to go on.")
-            assert "Traceback" not in error
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert last.startswith("error: interrupted at step ") and last.endswith("--resume to go on.")
     assert stopped_at == sorted(set(stopped_at)) and stopped_at[-1] < STEPS, "stopped too late to test anything"
     done = inside(*ARGUMENTS, "--out", tmp_path, "--cache", cache, "--resume")
     assert done.returncode == 0, done.stderr
