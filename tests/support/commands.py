@@ -31,11 +31,13 @@ def run_inside(main: str, arguments: tuple[object, ...], fonts: Path) -> SimpleN
 @contextmanager
 def own_arithmetic() -> Iterator[None]:
     """One thread; and what a command sets for its whole process does not outlive the block."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
+    threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    if threads != 1:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(deterministic)
         torch.set_flush_denormal(False)  # torch cannot say what it was
