@@ -136,9 +136,8 @@ def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor
     largest, gain = torch.finfo(dtype).max, far.gain.median().item()
     if (h.abs() > largest).any():
         return LowPrecision(dtype=name, loops_until_stagnation=0.0, loops_until_overflow=0.0)
-    if (
-        not -KEPT < gain < math.inf
-    ):  # the step is no number far out, or turns the state round: it does not say where that leads
+    # A step that is no number far out, or turns the state round, does not say where it leads.
+    if not -KEPT < gain < math.inf:
         return LowPrecision(dtype=name, loops_until_stagnation=math.nan, loops_until_overflow=math.nan)
     if gain > GROWING:  # a factor a loop: nothing swamps, and the largest coordinate gets there first
         loops = math.log(largest / h.abs().max().item()) / math.log(gain)

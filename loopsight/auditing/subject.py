@@ -208,12 +208,10 @@ def _require_buffers_kept(maps: LoopedMaps, h: Tensor, before: dict[str, Tensor]
     now = {} if maps.module is None else dict(maps.module.named_buffers())
     changed = [name for name in now.keys() & one_call_ago.keys() if not _same(now[name], one_call_ago[name])]
     for name in changed:
-        if now[name].shape == before[name].shape:
+        if name in before and now[name].shape == before[name].shape:
             now[name].copy_(before[name])
     if changed:
-        raise ValueError(
-            f"the model changes its buffer '{min(changed)}' in every call, in evaluation too; leave it out."
-        )
+        raise ValueError(f"the model changes its buffer '{min(changed)}' in every call, even in evaluation mode.")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
