@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from experiments import evidence
 from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
@@ -101,13 +101,9 @@ def make_plan(
     )
 
 
-@overload
-def steps_of(tokens: int, batch_size: int, context: int) -> int: ...
-@overload
-def steps_of(tokens: None, batch_size: int, context: int) -> None: ...
-def steps_of(tokens: int | None, batch_size: int, context: int) -> int | None:
-    """Steps of a run of so many tokens, at least one; None of none."""
-    return None if tokens is None else max(1, round(tokens / (batch_size * context)))
+def steps_of(tokens: int, batch_size: int, context: int) -> int:
+    """Steps of a run of so many tokens, at least one."""
+    return max(1, round(tokens / (batch_size * context)))
 
 
 def measured_rate(config: RunConfig, corpus: TokenCorpus, execution: Execution) -> float:
@@ -154,7 +150,7 @@ def require_same_plan(plan: Plan, **asked: Any) -> None:
         if value is None or value == planned:
             continue
         if name == "runs":
-            planned, value = (", ".join(f"{variant}-{seed}" for variant, seed in runs) for runs in (planned, value))
+            planned, value = (", ".join(_named(runs)) for runs in (planned, value))
         raise UsageError(f"the plan has {name} {planned}, and this call asks for {value}; choose another --out.")
 
 
@@ -215,7 +211,11 @@ def unfinished(plan: Plan, out: Path) -> dict[str, str]:
 
 def names(plan: Plan) -> list[str]:
     """The names of the plan's runs, in order."""
-    return [f"{variant}-{seed}" for variant, seed in plan.runs]
+    return _named(plan.runs)
+
+
+def _named(runs: Sequence[tuple[str, int]]) -> list[str]:
+    return [f"{variant}-{seed}" for variant, seed in runs]
 
 
 def pack(plan: Plan, out: Path, results: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # for every figure: whoever draws imports this
 
 import matplotlib.pyplot as plt
 import pandas as pd

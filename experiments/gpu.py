@@ -123,7 +123,7 @@ def main() -> None:
             preset=arguments.preset,
             batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate,
-            steps=steps_of(arguments.tokens, plan.batch_size, size.context),
+            steps=steps_of(arguments.tokens, plan.batch_size, size.context) if arguments.tokens else None,
             corpus_key=corpus.key,
             runs=queue(variants, arguments.central_seeds),
         )

@@ -197,7 +197,7 @@ def _judged(
 
 
 def _relative(variances: Sequence[Tensor], isotropic: Tensor) -> float:
-    """The largest; NaN where not even an isotropic direction moves the logits by more than rounding."""
+    """The largest; NaN where not even an isotropic direction moves the logits."""
     return (torch.stack(list(variances)) / isotropic).max().item() if isotropic > 0.0 else math.nan
 
 

@@ -97,15 +97,15 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     buffers = _buffers(maps.module)
     h = maps.embed(batch)
     _require_state(h, "embed(batch)")
-    _require_left_alone(maps.step, h, "step")
     states = unroll(maps.step, h, 2 * maps.num_loops)
     for k, state in enumerate(states):
         _require_state(state, f"the state after loop {k} (trained: {maps.num_loops})")
-    if not torch.equal(maps.step(states[1]), states[2]):
+    one_call_ago = _buffers(maps.module)
+    again = _undisturbed(maps.step, states[1], "step")
+    logits = _undisturbed(maps.readout, states[maps.num_loops], "readout")
+    _require_buffers_kept(maps.module, one_call_ago, buffers)
+    if not torch.equal(again, states[2]):
         raise ValueError("step gives two values for one state; fix its random numbers (dropout, noise, initial state).")
-    _require_left_alone(maps.readout, states[maps.num_loops], "readout")
-    _require_buffers_kept(maps, states[maps.num_loops], buffers)
-    logits = maps.readout(states[maps.num_loops])
     _require_state(logits, "readout(h)", what="logits (..., classes)")
     if logits.shape[:-1] != h.shape[:-1] or logits.shape[-1] < 2:
         got = f"{tuple(h.shape)} to {tuple(logits.shape)}"
@@ -144,7 +144,7 @@ def _own_targets(maps: LoopedMaps, batch: Any, states: Sequence[Tensor]) -> Tens
     labels, mask = (batch.get(key) if isinstance(batch, Mapping) else None for key in ("labels", "attention_mask"))
     real = mask != 0 if isinstance(mask, Tensor) and mask.shape == shape else torch.ones_like(tokens, dtype=torch.bool)
     targets = labels if _are_classes(labels) and labels.shape == shape else tokens
-    if _looks_ahead(maps.step, states[1], real):
+    if _looks_ahead(maps.step, states[1], states[2], real):
         targets = targets.masked_fill(~real, IGNORED) if targets is labels else torch.full_like(tokens, IGNORED)
     else:
         targets = targets[..., 1:].masked_fill(~(real[..., 1:] & real[..., :-1]), IGNORED)
@@ -156,13 +156,14 @@ def _are_classes(labels: Any) -> TypeGuard[Tensor]:
     return isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
 
 
-def _looks_ahead(step: StateMap, h: Tensor, real: Tensor) -> bool:
-    """Whether one loop carries something of the later half of the tokens into the earlier one, padding left out."""
+def _looks_ahead(step: StateMap, h: Tensor, after: Tensor, real: Tensor) -> bool:
+    """Whether one loop, h to `after`, carries something of the later half of the tokens into the earlier one, padding
+    left out."""
     place, count = real.cumsum(-1), real.sum(-1, keepdim=True)
     early, late = real & (2 * place <= count), real & (2 * place > count)
     generator = torch.Generator(h.device).manual_seed(0)
     noise = torch.randn(h.shape, generator=generator, device=h.device).to(h) * h.square().mean(-1, keepdim=True).sqrt()
-    change = (step(torch.where(late[..., None], h + noise, h)) - step(h)).abs()
+    change = (step(torch.where(late[..., None], h + noise, h)) - after).abs()
     return bool(early.any()) and bool(change[early].max() > LEAK * change[late].max())
 
 
@@ -189,23 +190,22 @@ def _require_one_device(module: nn.Module | None, batch: Any) -> None:
         raise ValueError(f"the model is on {home} and the batch on {', '.join(map(str, devices))}; move one of them.")
 
 
-def _require_left_alone(function: StateMap, h: Tensor, name: str) -> None:
-    """States and derivatives are of the tensor that was given, which an operation in place would overwrite."""
+def _undisturbed(function: StateMap, h: Tensor, name: str) -> Tensor:
+    """function(h). States and derivatives are of the tensor given, which an operation in place would overwrite."""
     given = h.clone()
-    function(given)
+    value = function(given)
     if not torch.equal(given, h):
         raise ValueError(f"{name} writes into the state that it is given; write h = h + ..., not h += ... .")
+    return value
 
 
 def _buffers(module: nn.Module | None) -> dict[str, Tensor]:
     return {} if module is None else {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def _require_buffers_kept(maps: LoopedMaps, h: Tensor, before: dict[str, Tensor]) -> None:
+def _require_buffers_kept(module: nn.Module | None, one_call_ago: dict[str, Tensor], before: dict[str, Tensor]) -> None:
     """What a first call makes, as a cache, may stay; what every call changes has no derivative, and is put back."""
-    one_call_ago = _buffers(maps.module)
-    maps.readout(maps.step(h))
-    now = {} if maps.module is None else dict(maps.module.named_buffers())
+    now = {} if module is None else dict(module.named_buffers())
     changed = [name for name in now.keys() & one_call_ago.keys() if not _same(now[name], one_call_ago[name])]
     for name in changed:
         if name in before and now[name].shape == before[name].shape:

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from loopsight.auditing.forecast import GROWING
 from loopsight.auditing.report import AuditReport, Direction, Interval
 
-CARRIED = 1e-3  # of a gain from 1: the norm grows by what is added
 SCALE_FREE = 0.1  # degree of a readout below which hardly anything but an epsilon lets the scale through
 HEADER = ("direction", "dim", "verdict", "visibility", "finite change", "activity", "drive", "deferred")
 
@@ -36,7 +36,7 @@ def headline(report: AuditReport) -> str:
 
 
 def _growth_in_words(gain: float, added: float) -> str:
-    if abs(gain - 1.0) < CARRIED:
+    if abs(gain - 1.0) < GROWING - 1.0:
         return f"A loop adds {added:.4g} to the norm."
     kept = f"A loop makes {gain:.4g} of the norm and adds {added:.4g}"
     return f"{kept}, so that it settles." if gain < 1.0 else f"{kept}."
