@@ -14,6 +14,7 @@ from experiments.device import autocast
 from experiments.training.gradients import Gradients, gradients_of
 from models import PRESETS, LoopedLM, ReadoutConfig, Supervision
 
+Step = Callable[[Tensor, Tensor], float]
 CPU = torch.device("cpu")
 READOUTS = {"rmsnorm": ReadoutConfig(kind="rmsnorm"), "raw": ReadoutConfig(kind="raw", gain=False)}
 SIDES = ("plain", "ours")
@@ -29,11 +30,12 @@ def make_step(
     recompute: bool = False,
     device: torch.device = CPU,
     compiled: bool = False,
+    shards: int = 1,
     attach: Callable[[nn.Module, torch.optim.Optimizer], object] | None = None,
-) -> Callable[[Tensor, Tensor], float]:
+) -> Step:
     """A function that trains one step on a batch and returns the loss. Both sides start from the same weights.
 
-    On CUDA both sides' matrix products are bfloat16; `compiled` concerns our side alone.
+    On CUDA both sides' matrix products are bfloat16; `compiled` and `shards` concern our side alone.
     `attach` is given the model and its optimiser before the first step.
     """
     torch.manual_seed(0)
@@ -48,7 +50,8 @@ def make_step(
         forward_backward = partial(_plain_forward_backward, model)
     else:
         training = replace(TRAINING_PRESETS[preset], micro_batches=micro_batches, recompute=recompute)
-        forward_backward = _ours(gradients_of(model, training, Supervision(placement="per_loop"), compiled=compiled))
+        supervision = Supervision(placement="per_loop")
+        forward_backward = _ours(gradients_of(model, training, supervision, compiled=compiled, shards=shards))
 
     def step(tokens: Tensor, targets: Tensor) -> float:
         loss = forward_backward(tokens, targets)

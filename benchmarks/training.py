@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +21,65 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not th
 
 import torch  # noqa: E402
 
-from benchmarks.sides import SIDES, WARM_UP, batches, make_step, spread  # noqa: E402
+from benchmarks.sides import CPU, READOUTS, SIDES, WARM_UP, Step, batches, make_step, spread  # noqa: E402
 from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.errors import exit_status, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
+from experiments.training.shards import shard_count  # noqa: E402
+from models import PRESETS  # noqa: E402
 
 PRESET = TRAINING_PRESETS["cpu"]
+SPEED_MICRO_BATCHES = (1, 2)
 PROCESS_ROUNDS = 3  # of what takes a process a side
+
+
+def step_of(side: str, preset: str, readout: str, micro_batches: int = 1, *, recompute: bool = False) -> Step:
+    """One side's step; ours in as many shards as training would take of this preset."""
+    if side == "plain":
+        return make_step(side, preset, readout)
+    training = replace(TRAINING_PRESETS[preset], micro_batches=micro_batches)
+    shards = shard_count(PRESETS[preset], training, CPU)
+    return make_step(side, preset, readout, micro_batches=micro_batches, recompute=recompute, shards=shards)
 
 
 def speed(rounds: int) -> dict[str, Any]:
     """Seconds of plain / seconds of ours, step by step on the same batches; and how far the losses are apart."""
     torch.set_flush_denormal(True)
     results = {}
-    for readout in ("rmsnorm", "raw"):
-        steps = {
-            "plain": make_step("plain", "cpu", readout),
-            "ours": make_step("ours", "cpu", readout, micro_batches=PRESET.micro_batches),
-        }
-        ratios, differences = [], []
-        source = batches("cpu", PRESET.batch_size)
+    for readout in READOUTS:
+        ours = {_micro_batches(n): step_of("ours", "cpu", readout, n) for n in SPEED_MICRO_BATCHES}
+        steps = {"plain": step_of("plain", "cpu", readout)} | ours
+        seconds: dict[str, list[float]] = {side: [] for side in steps}
+        losses: dict[str, list[float]] = {side: [] for side in steps}
+        source, order = batches("cpu", PRESET.batch_size), list(steps)
         for index in range(WARM_UP + rounds):
             batch = next(source)
-            order = SIDES if index % 2 else SIDES[::-1]
-            seconds, losses = {}, {}
+            order = order[1:] + order[:1] if index % 2 else order[::-1]
             for side in order:
                 began = time.perf_counter()
-                losses[side] = steps[side](*batch)
-                seconds[side] = time.perf_counter() - began
-            differences.append(abs(losses["plain"] / losses["ours"] - 1.0))
-            if index >= WARM_UP:
-                ratios.append(seconds["plain"] / seconds["ours"])
-        results[readout] = {"ratio": spread(ratios), "largest_relative_loss_difference": max(differences)}
-        print(f"speed, {readout} readout: {results[readout]}", flush=True)
+                losses[side].append(steps[side](*batch))
+                if index >= WARM_UP:
+                    seconds[side].append(time.perf_counter() - began)
+        for side in ours:
+            ratios = [a / b for a, b in zip(seconds["plain"], seconds[side], strict=True)]
+            differences = [abs(a / b - 1.0) for a, b in zip(losses["plain"], losses[side], strict=True)]
+            case = f"{readout} readout, {side}"
+            results[case] = {"ratio": spread(ratios), "largest_relative_loss_difference": max(differences)}
+            print(f"speed, {case}: {results[case]}", flush=True)
     return results
+
+
+def _micro_batches(number: int) -> str:
+    return "1 micro-batch" if number == 1 else f"{number} micro-batches"
 
 
 def start(rounds: int, steps: int = 40) -> dict[str, Any]:
     """The same ratio over the first steps of training; a process a side, since flushing is set once for threads."""
     results = {}
-    for readout in ("rmsnorm", "raw"):
+    for readout in READOUTS:
         ratios = []
         for _ in range(rounds):
             seconds = {
@@ -91,7 +108,7 @@ def memory(rounds: int) -> dict[str, Any]:
             plain = _child("memory", "plain", preset, batch, "1", "")["bytes"]
             for micro, recompute in cases:
                 ours = _child("memory", "ours", preset, batch, micro, recompute)["bytes"]
-                label = f"{name}, {micro} micro-batch(es){', recompute' if recompute else ''}"
+                label = f"{name}, {_micro_batches(int(micro))}{', recompute' if recompute else ''}"
                 sizes = results.setdefault(label, {"plain_mb": [], "ours_mb": []})
                 sizes["plain_mb"].append(plain / 1e6)
                 sizes["ours_mb"].append(ours / 1e6)
@@ -106,8 +123,7 @@ def _child(*arguments: str) -> dict[str, float]:
 
 def _first_steps(side: str, readout: str, steps: str, flush: str) -> dict[str, float]:
     torch.set_flush_denormal(flush == "flush")
-    micro_batches = PRESET.micro_batches if side == "ours" else 1
-    step = make_step(side, "cpu", readout, micro_batches=micro_batches)
+    step = step_of(side, "cpu", readout, PRESET.micro_batches)
     source = batches("cpu", PRESET.batch_size)
     began = time.perf_counter()
     for _ in range(int(steps)):
@@ -117,14 +133,13 @@ def _first_steps(side: str, readout: str, steps: str, flush: str) -> dict[str, f
 
 def _memory(side: str, preset: str, batch: str, micro: str, recompute: str) -> dict[str, float]:
     torch.set_flush_denormal(True)
-    step = make_step(side, preset, "rmsnorm", micro_batches=int(micro), recompute=bool(recompute))
-    # One short sequence fills gradients and moments; what is counted comes on top of them.
-    warm, wide = batches(preset, int(micro)), batches(preset, int(batch))
-    step(*(t[:, :2] for t in next(warm)))
+    step = step_of(side, preset, "rmsnorm", int(micro), recompute=bool(recompute))
+    source = batches(preset, int(batch))
+    step(*(t[:, :2] for t in next(source)))  # fills gradients and moments; what is counted comes on top of them
     before = _resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     for _ in range(2):
-        step(*next(wide))
+        step(*next(source))
     return {"bytes": _peak_bytes() - before}
 
 
@@ -169,12 +184,10 @@ def as_markdown(stored: list[dict[str, Any]]) -> str:
     """The table of all three measures."""
     (results,) = stored
     rows = []
-    for readout, result in results["speed"].items():
+    for case, result in results["speed"].items():
         ratio = result["ratio"]
         observed = f"{ratio['median']:.2f} ({ratio['low_10']:.2f} to {ratio['high_90']:.2f})"
-        rows.append(
-            [f"training speed, cpu preset, {readout} readout (10 to 90 % of {ratio['rounds']} pairs)", observed]
-        )
+        rows.append([f"training speed, cpu preset, {case} (10 to 90 % of {ratio['rounds']} pairs)", observed])
     for readout, result in results["start"].items():
         what = f"first {result['steps']} steps, {readout} readout, plain without flushing subnormals"
         rows.append([f"{what} (range of {len(result['ratios'])} pairs)", _with_range(result["ratios"])])

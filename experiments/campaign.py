@@ -19,9 +19,9 @@ from experiments.files import read_json, write_json
 from experiments.flops import matmul_peak, synchronise, training_flops
 from experiments.measure.suite import unmeasured
 from experiments.runs import read_summary
-from experiments.training.gradients import gradients_of, release
+from experiments.training.gradients import release
 from experiments.training.optimiser import build_optimisers
-from experiments.training.trainer import Execution, build_model, training_step, training_windows
+from experiments.training.trainer import Execution, build_model, run_gradients, training_step, training_windows
 
 PLAN = "plan.json"
 CENTRAL = ("scale_invariant", "scale_visible", "untied_scale_invariant", "untied_scale_visible")
@@ -109,7 +109,7 @@ def steps_of(tokens: int, batch_size: int, context: int) -> int:
 def measured_rate(config: RunConfig, corpus: TokenCorpus, execution: Execution) -> float:
     """Training tokens a second of one run's configuration on this machine, after warming up."""
     model = build_model(config, execution.device).train()
-    gradients = gradients_of(model, config.training, config.supervision, compiled=execution.compile)
+    gradients = run_gradients(config, model, execution)
     optimisers = build_optimisers(model, config.training)
     windows = training_windows(config, corpus.train, execution.device)
     for step in range(WARM_UP + TIMED):

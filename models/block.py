@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.inplace import times_
 from models.norms import Norm
 from models.positions import Rotary
 
@@ -44,7 +45,7 @@ class _GatedDown(torch.autograd.Function):
 
     @staticmethod
     def forward(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(F.silu(gate) * up, weight)
+        return F.linear(times_(F.silu(gate), up), weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -58,14 +59,15 @@ class _GatedDown(torch.autograd.Function):
         # bfloat16 round once less).
         sigmoid = torch.sigmoid(gate)
         activated = gate * sigmoid
-        rows, product = grad.reshape(-1, grad.shape[-1]), (activated * up).reshape(-1, up.shape[-1])
-        grad_weight = (rows.T @ product).to(weight.dtype)
         grad_product = grad @ weight.to(grad.dtype)
         grad_up = grad_product * activated
         if torch.is_grad_enabled():  # to be differentiated again
-            return grad_product * up * _silu_derivative(gate), grad_up, grad_weight
-        derivative = activated.lerp_(activated.new_ones(()), sigmoid)  # silu + sigmoid (1 - silu)
-        return grad_product.mul_(up).mul_(derivative), grad_up, grad_weight
+            grad_gate, product = grad_product * up * _silu_derivative(gate), activated * up
+        else:
+            derivative = sigmoid.lerp_(sigmoid.new_ones(()), activated)  # sigmoid + silu (1 - sigmoid)
+            grad_gate, product = grad_product.mul_(up).mul_(derivative), times_(activated, up)
+        rows = grad.reshape(-1, grad.shape[-1])
+        return grad_gate, grad_up, (rows.T @ product.reshape(-1, up.shape[-1])).to(weight.dtype)
 
     @staticmethod
     def jvp(ctx: Any, gate_tangent: Tensor, up_tangent: Tensor, weight_tangent: Tensor | None) -> Tensor:

@@ -154,8 +154,8 @@ def _compiled_cross_entropy() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor
 
 
 def default_chunk_rows(device: torch.device) -> int:
-    """Rows of logits at a time: a chunk fits the cache of a CPU core, and fills a GPU."""
-    return 512 if device.type == "cpu" else 8192
+    """Rows of logits at a time: a core's part of a chunk fits its cache, and a chunk fills a GPU."""
+    return 256 * torch.get_num_threads() if device.type == "cpu" else 8192
 
 
 def chunked_cross_entropy(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.config import NormKind
+from models.inplace import times_
 
 
 def rms_normalise(h: Float[Tensor, "*batch d"], eps: float) -> Float[Tensor, "*batch d"]:
@@ -35,7 +36,7 @@ class _GainedRMS(torch.autograd.Function):
 
     @staticmethod
     def forward(h: Tensor, gain: Tensor, eps: float) -> Tensor:
-        return h * _inverse_rms(h, eps) * gain
+        return times_(h * _inverse_rms(h, eps), gain)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:

@@ -1,12 +1,14 @@
 """Gradients of one batch: what training computes, and what its benchmarks time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from experiments.config import TrainingConfig
 from experiments.device import autocast
+from experiments.training.shards import in_shards
 from models import LoopedLM, Loss, Supervision, looped_loss
 
 Gradients = Callable[[Tensor, Tensor], tuple[Loss, Tensor]]
@@ -14,7 +16,7 @@ WARM_UP = 3  # passes before a graph is recorded: compilation, and libraries tha
 
 
 def gradients_of(
-    model: LoopedLM, training: TrainingConfig, supervision: Supervision, *, compiled: bool = False
+    model: LoopedLM, training: TrainingConfig, supervision: Supervision, *, compiled: bool = False, shards: int = 1
 ) -> Gradients:
     """A function of inputs and targets, (batch, time), that puts clipped gradients into the parameters' `grad`.
 
@@ -24,6 +26,7 @@ def gradients_of(
         compiled: compile the loop body, and on a GPU the softmax; there the whole of forward and backward is recorded
             as one CUDA graph as well, unless activations are recomputed. The graph writes into the same memory every
             time: until `release` undoes it nobody may set a parameter's `grad` to None, and all batches have one shape.
+        shards: equal parts of a batch that are computed at once, for eager models without dropout (`shard_count`).
 
     Raises:
         ValueError: of the function, if a batch has another shape than the recorded one.
@@ -33,14 +36,20 @@ def gradients_of(
     if compiled:
         model.step = torch.compile(model.step)  # type: ignore[method-assign]
 
-    def gradients(inputs: Tensor, targets: Tensor) -> tuple[Loss, Tensor]:
-        model.zero_grad(set_to_none=True)
+    def accumulate(model: LoopedLM, inputs: Tensor, targets: Tensor) -> list[Loss]:
         losses = []
         for x, y in zip(inputs.chunk(training.micro_batches), targets.chunk(training.micro_batches), strict=True):
             with autocast(inputs.device):
                 loss = looped_loss(model, x, y, supervision, fused=fused)
-            (loss.total / training.micro_batches).backward()
+            (loss.total / (shards * training.micro_batches)).backward()
             losses.append(loss)
+        return losses
+
+    whole = partial(accumulate, model) if shards == 1 else in_shards(accumulate, model, shards)
+
+    def gradients(inputs: Tensor, targets: Tensor) -> tuple[Loss, Tensor]:
+        model.zero_grad(set_to_none=True)
+        losses = whole(inputs, targets)
         return _mean(losses), torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
 
     return _recorded(model, gradients) if fused and not training.recompute else gradients

@@ -23,6 +23,7 @@ from experiments.training.gradients import Gradients, gradients_of, release
 from experiments.training.interrupt import deferred_interrupt
 from experiments.training.metrics import MetricsLog
 from experiments.training.optimiser import build_optimisers, learning_rate
+from experiments.training.shards import shard_count
 from models import LoopedLM, Loss
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -74,6 +75,12 @@ def training_windows(config: RunConfig, tokens: np.ndarray, device: torch.device
     )
 
 
+def run_gradients(config: RunConfig, model: LoopedLM, execution: Execution) -> Gradients:
+    """The gradients of the run's batches, computed as suits the machine."""
+    shards = shard_count(config.model, config.training, execution.device, compiled=execution.compile)
+    return gradients_of(model, config.training, config.supervision, compiled=execution.compile, shards=shards)
+
+
 def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execution) -> LoopedLM:
     """Train to `config.training.steps`, from the checkpoint in `folder` if there is one.
 
@@ -87,7 +94,7 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
     if done >= config.training.steps:
         return model
     windows = training_windows(config, tokens, execution.device)
-    gradients = gradients_of(model, config.training, config.supervision, compiled=execution.compile)
+    gradients = run_gradients(config, model, execution)
     metrics = MetricsLog(folder, done)
     model.train()
     try:

@@ -16,7 +16,7 @@ def losses(side, readout, **options):
 
 
 @pytest.mark.parametrize("readout", sides.READOUTS)
-@pytest.mark.parametrize("options", [{}, {"micro_batches": 2}, {"recompute": True}])
+@pytest.mark.parametrize("options", [{}, {"micro_batches": 2}, {"recompute": True}, {"shards": 2}])
 def test_both_sides_train_alike(readout, options):
     assert losses("ours", readout, **options) == pytest.approx(losses("plain", readout), rel=1e-5)
 

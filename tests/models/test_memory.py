@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from models import LoopedLM, Supervision, chunked_cross_entropy, looped_loss
 
-VOCAB, LOOPS, ROWS, CHUNK = 301, 4, 8 * 48, 512
+VOCAB, LOOPS, ROWS, CHUNK = 301, 4, 8 * 48, 256  # of one thread
 
 
 class LargestTensor(TorchDispatchMode):
