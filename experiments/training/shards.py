@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.config import TrainingConfig
 from models import LoopedLM, Loss, ModelConfig
@@ -68,7 +68,5 @@ def in_shards(accumulate: Accumulate, model: LoopedLM, count: int) -> Callable[[
 
 
 def _sharing_weights(model: LoopedLM) -> LoopedLM:
-    replica = copy.deepcopy(model)
-    for parameter, original in zip(replica.parameters(), model.parameters(), strict=True):
-        parameter.data = original.data
-    return replica
+    parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, parameters)  # which takes these for copies already made
