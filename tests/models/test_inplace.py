@@ -10,8 +10,8 @@ from models.norms import Norm
 @pytest.mark.parametrize("narrow, wide", [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
 def test_the_product_has_the_wider_dtype(narrow, wide):
     a, b = torch.tensor([1.0, 3.0], dtype=narrow), torch.tensor([1.0, 1.0 / 3.0], dtype=wide)
-    expected = a * b
-    assert expected.dtype == wide and torch.equal(times_(a, b), expected)
+    expected, product = a * b, times_(a, b)
+    assert product.dtype == expected.dtype == wide and torch.equal(product, expected)
     b, kept = torch.tensor([1.0, 3.0], dtype=wide), torch.tensor([2.0, 0.5], dtype=narrow)
     assert times_(b, kept) is b and torch.equal(b, torch.tensor([2.0, 1.5], dtype=wide))
 
