@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+import typechecking
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=50)
@@ -20,6 +21,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 settings.load_profile("ci")
+typechecking.install()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread a worker, in the processes that tests start too: threads that wait for each other spin, and two busy
@@ -38,6 +40,11 @@ def pytest_collection() -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    typechecking.start_again()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ forward-mode derivative, and initial states drawn anew in every call.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, no_type_check
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ WITHOUT_FORWARD_MODE = ("flash", "flex")
 class _Faithful(TorchFunctionMode):
     """A float64 tensor stays one when float32 is asked of it, and gradient mode is not switched off."""
 
-    @no_type_check  # called for every operation of a model: checking its types at run time would take longer than that
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -38,7 +37,6 @@ class _Faithful(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@no_type_check
 def _not_single(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 

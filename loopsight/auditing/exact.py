@@ -13,7 +13,7 @@ said about another model.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, no_type_check
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,6 @@ def _owns_memory(p: nn.Parameter) -> bool:
     return p.dtype in LOWER_PRECISION and p.numel() > 0 and p.is_contiguous() and whole and not p.is_inference()
 
 
-@no_type_check  # nor by a checker at run time: that would take longer than the operations themselves
 class _Promotion(TorchDispatchMode):
     """Float64 wins every meeting with a lower precision."""
 
@@ -110,7 +109,6 @@ def _require_no_narrow_target(func: Any, args: tuple, kwargs: dict) -> None:
             )
 
 
-@no_type_check
 def _mixed(args: tuple, kwargs: dict) -> bool:
     """Float64 together with a lower precision; run for every operation, so it must be quick."""
     double = lower = False

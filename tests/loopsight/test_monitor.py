@@ -394,6 +394,7 @@ def test_a_compiled_loop_body_is_monitored(tokens, compiled):
         assert record[key][1:] == pytest.approx(expected[key][1:], rel=1e-3, abs=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch.compile's own
 def test_loops_inside_a_compiled_graph_are_not_seen_and_it_is_said_once(tokens, compiled):
     model, records = build(), []
     with LoopMonitor(model, "block", sinks=[records.append], every=1) as monitor:
