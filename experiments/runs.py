@@ -1,5 +1,6 @@
 """A run's folder: what lies where, and how to read a finished run back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,20 @@ from models import LoopedLM
 CONFIG = "config.json"
 SUMMARY = "summary.json"
 SESSIONS = "environment.json"
-SUMMARY_KEYS = {"run", "variant", "seed", "num_loops", "config", "sessions", "training", "validation", "state", "table"}
+_ANY: Mapping[str, Any] = {}
+SUMMARY_KEYS: Mapping[str, Any] = {
+    **dict.fromkeys(("run", "variant", "seed", "num_loops", "parameters", "config", "sessions", "table"), _ANY),
+    "corpus": {"source": _ANY, "note": _ANY},
+    "training": {"tokens_per_second": _ANY},
+    "validation": {
+        "tokens": _ANY,
+        "cross_entropy": _ANY,
+        "l2_norm": dict.fromkeys(("mean", "median", "p99", "max"), _ANY),
+    },
+    "state": {"radial_gradient_fraction": _ANY},
+}
+"""What every summary has, and within it what others than the run that wrote it read. `counting` is newer than some."""
+COUNTING_KEYS: Mapping[str, Any] = {"unigram": _ANY, "bigram": _ANY}
 FACTORY = "experiments.runs:load_model"
 BATCH = "experiments.runs:load_batch"
 SEQUENCES = 16  # of the validation part, in what `load_batch` returns
@@ -52,7 +66,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     summary = _read(path)
-    if not isinstance(summary, dict) or not summary.keys() >= SUMMARY_KEYS:
+    try:
+        whole = _has(summary, SUMMARY_KEYS) and _has(summary.get("counting", COUNTING_KEYS), COUNTING_KEYS)
+        RunConfig.from_dict(summary["config"])
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
         raise RunError(f"{path} is of another version; delete it, and --resume evaluates the checkpoint again.")
     return summary
 
@@ -125,6 +144,12 @@ def load_batch(folder: Path) -> Int[Tensor, "sequences context"]:
     count = min(SEQUENCES, len(corpus.validation) // context)
     tokens = np.asarray(corpus.validation[: count * context]).astype(np.int64)
     return torch.from_numpy(tokens).view(count, context)
+
+
+def _has(found: Any, keys: Mapping[str, Any]) -> bool:
+    return isinstance(found, dict) and all(
+        key in found and (not inner or _has(found[key], inner)) for key, inner in keys.items()
+    )
 
 
 def _read(path: Path) -> Any:

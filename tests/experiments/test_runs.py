@@ -1,6 +1,9 @@
 """What a run folder offers to whoever reads it without knowing us: its model, and validation tokens to try it on."""
 
+import copy
+import functools
 import json
+import operator
 from dataclasses import replace
 
 import pytest
@@ -66,3 +69,41 @@ def test_a_description_of_the_environment_that_is_no_list_is_named(tmp_path):
     (tmp_path / "environment.json").write_text("5")
     with pytest.raises(RunError, match="another version"):
         runs.read_sessions(tmp_path)
+
+
+@pytest.fixture
+def summary(make_config):
+    """With nothing in it but what is asked for."""
+    return copy.deepcopy({**runs.SUMMARY_KEYS, "config": make_config().to_dict()})
+
+
+def places(keys, above=()):
+    for key, inner in keys.items():
+        yield (*above, key)
+        yield from places(inner, (*above, key))
+
+
+def test_a_summary_that_has_what_is_read_of_it_is_read(summary, tmp_path):
+    for whole in (summary, summary | {"counting": {**runs.COUNTING_KEYS}}):
+        (tmp_path / runs.SUMMARY).write_text(json.dumps(whole))
+        assert runs.read_summary(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    "place", [*places(runs.SUMMARY_KEYS), ("config", "seed"), ("counting", "unigram"), ("counting", "bigram")]
+)
+def test_a_summary_that_lacks_anything_that_is_read_of_it_is_named(place, summary, tmp_path):
+    summary["counting"] = {**runs.COUNTING_KEYS}
+    *above, key = place
+    del functools.reduce(operator.getitem, above, summary)[key]
+    (tmp_path / runs.SUMMARY).write_text(json.dumps(summary))
+    with pytest.raises(RunError, match="another version; delete it"):
+        runs.read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["training", "config", "counting"])
+def test_a_summary_with_a_number_for_a_table_is_named(place, summary, tmp_path):
+    for damaged in (3, summary | {place: 3}):
+        (tmp_path / runs.SUMMARY).write_text(json.dumps(damaged))
+        with pytest.raises(RunError, match="another version; delete it"):
+            runs.read_summary(tmp_path)

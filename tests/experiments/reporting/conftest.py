@@ -140,7 +140,7 @@ def write_run(folder, config, measured):
         "torch_threads": 1,
         "device": "cpu",
     }
-    summary = dict.fromkeys(("state", "table", "num_loops")) | {
+    summary = dict.fromkeys(("table", "num_loops")) | {
         "run": folder.name,
         "variant": config.variant,
         "seed": config.seed,
@@ -148,8 +148,9 @@ def write_run(folder, config, measured):
         "parameters": 1234,
         "sessions": [session],
         "corpus": {"source": "synthetic", "note": "Not the paper's text."},
-        "training": {},
-        "validation": {"tokens": 999},
+        "training": {"tokens_per_second": 1.0},
+        "validation": {"tokens": 999, "cross_entropy": [], "l2_norm": dict.fromkeys(("mean", "median", "p99", "max"))},
+        "state": {"radial_gradient_fraction": []},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "measurements").mkdir()
