@@ -11,7 +11,6 @@ import argparse
 import gc
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not th
 
 import torch  # noqa: E402
 
-from benchmarks.sides import READOUTS, SIDES, WARM_UP, batches, make_step, spread  # noqa: E402
+from benchmarks.sides import READOUTS, SIDES, batches, interleaved, make_step, spread  # noqa: E402
 from benchmarks.stored import publish  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.errors import exit_status, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
-from experiments.flops import matmul_peak, synchronise, training_flops  # noqa: E402
+from experiments.flops import matmul_peak, training_flops  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from models import PRESETS, LoopedLM, Supervision  # noqa: E402
 
@@ -35,25 +34,12 @@ def compare(
 ) -> dict[str, Any]:
     """Both sides step by step on the same batches: tokens a second, ratio, loss difference."""
     steps = {side: make_step(side, preset, readout, device=device, compiled=compiled) for side in SIDES}
-    source = batches(preset, batch_size, device)
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    differences = []
-    for index in range(WARM_UP + rounds):
-        batch, losses = next(source), {}
-        for side in SIDES if index % 2 else SIDES[::-1]:
-            synchronise(device)
-            began = time.perf_counter()
-            losses[side] = steps[side](*batch)
-            synchronise(device)
-            if index >= WARM_UP:
-                seconds[side].append(time.perf_counter() - began)
-        differences.append(abs(losses["plain"] / losses["ours"] - 1.0))
+    measured = list(interleaved(steps, preset, batch_size, rounds, device))
     tokens = batch_size * PRESETS[preset].context
-    pairs = zip(seconds["plain"], seconds["ours"], strict=True)
     return {
-        "ratio": spread([plain / ours for plain, ours in pairs]),
-        "tokens_per_second": {side: tokens / statistics.median(seconds[side]) for side in SIDES},
-        "largest_relative_loss_difference": max(differences),
+        "ratio": spread([seconds["plain"] / seconds["ours"] for seconds, _ in measured]),
+        "tokens_per_second": {side: tokens / statistics.median(s[side] for s, _ in measured) for side in SIDES},
+        "largest_relative_loss_difference": max(abs(loss["plain"] / loss["ours"] - 1.0) for _, loss in measured),
     }
 
 

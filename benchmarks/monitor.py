@@ -8,7 +8,6 @@ python benchmarks/monitor.py --publish        results/benchmarks/monitor.md and 
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not th
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from benchmarks.sides import WARM_UP, batches, make_step, spread  # noqa: E402
+from benchmarks.sides import interleaved, make_step, spread  # noqa: E402
 from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.errors import exit_status, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
-from experiments.flops import synchronise  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from loopsight.monitor import LoopMonitor  # noqa: E402
 from models import PRESETS, LoopedLM  # noqa: E402
@@ -61,30 +59,20 @@ def overhead(preset: str, rounds: int, device: torch.device) -> dict[str, Any]:
     }
     ratios: dict[str, list[float]] = {"idle": [], "sampled": [], "training": []}
     bare: list[float] = []
-    source, order = batches(preset, TRAINING_PRESETS[preset].batch_size, device), list(SIDES)
-    losses: dict[str, float] = {}
-    for index in range(WARM_UP + rounds):
-        batch = next(source)
-        order = order[1:] + order[:1] if index % 2 else order[::-1]
-        seconds = {}
-        for side in order:
-            synchronise(device)
-            began = time.perf_counter()
-            losses[side] = steps[side](*batch)
-            synchronise(device)
-            seconds[side] = time.perf_counter() - began
-        if index >= WARM_UP:
-            bare.append(seconds["bare"])
-            training = ((EVERY - 1) * seconds["idle"] + seconds["sampled"]) / EVERY
-            ratios["idle"].append(seconds["idle"] / seconds["bare"])
-            ratios["sampled"].append(seconds["sampled"] / seconds["bare"])
-            ratios["training"].append(training / seconds["bare"])
+    same_losses = True
+    for seconds, losses in interleaved(steps, preset, TRAINING_PRESETS[preset].batch_size, rounds, device):
+        same_losses = same_losses and len(set(losses.values())) == 1
+        bare.append(seconds["bare"])
+        training = ((EVERY - 1) * seconds["idle"] + seconds["sampled"]) / EVERY
+        ratios["idle"].append(seconds["idle"] / seconds["bare"])
+        ratios["sampled"].append(seconds["sampled"] / seconds["bare"])
+        ratios["training"].append(training / seconds["bare"])
     return {
         "preset": preset,
         "every": EVERY,
         "ratio": {name: spread(values) for name, values in ratios.items()},
         "samples": {side: len([r for r in kept if r["event"] == "sample"]) for side, kept in records.items()},
-        "same_losses": len(set(losses.values())) == 1,
+        "same_losses": same_losses,
         "median_bare_milliseconds": 1e3 * statistics.median(bare),
     }
 

@@ -1,7 +1,9 @@
 """The two sides of every comparison: one training step of the plain implementation, and of ours."""
 
+import random
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.plain import PlainLoopedLM, plain_loss
 from experiments.config import TRAINING_PRESETS
 from experiments.device import autocast
+from experiments.flops import synchronise
 from experiments.training.gradients import Gradients, gradients_of
 from models import PRESETS, LoopedLM, ReadoutConfig, Supervision
 
@@ -18,7 +21,7 @@ Step = Callable[[Tensor, Tensor], float]
 CPU = torch.device("cpu")
 READOUTS = {"rmsnorm": ReadoutConfig(kind="rmsnorm"), "raw": ReadoutConfig(kind="raw", gain=False)}
 SIDES = ("plain", "ours")
-WARM_UP = 3  # steps before anything is timed
+WARM_UP = 3  # rounds before anything is timed
 
 
 def make_step(
@@ -83,6 +86,28 @@ def batches(preset: str, batch_size: int, device: torch.device = CPU) -> Iterato
     while True:
         window = torch.randint(config.vocab_size, (batch_size, config.context + 1), generator=generator).to(device)
         yield window[:, :-1], window[:, 1:]
+
+
+def interleaved(
+    steps: Mapping[str, Step], preset: str, batch_size: int, rounds: int, device: torch.device = CPU
+) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Each side's seconds and loss, round by round, a round being one step of every side on the same batch.
+
+    Who comes first, and after whom, is drawn anew for every round, so that a machine that slows down, or a cache that
+    somebody filled, favours nobody. The first rounds are not reported.
+    """
+    source, draw = batches(preset, batch_size, device), random.Random(0)
+    for index in range(WARM_UP + rounds):
+        batch = next(source)
+        seconds, losses = {}, {}
+        for side in draw.sample(list(steps), len(steps)):
+            synchronise(device)
+            began = time.perf_counter()
+            losses[side] = steps[side](*batch)
+            synchronise(device)
+            seconds[side] = time.perf_counter() - began
+        if index >= WARM_UP:
+            yield seconds, losses
 
 
 def spread(ratios: list[float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not th
 
 import torch  # noqa: E402
 
-from benchmarks.sides import CPU, READOUTS, SIDES, WARM_UP, Step, batches, make_step, spread  # noqa: E402
+from benchmarks.sides import CPU, READOUTS, SIDES, Step, batches, interleaved, make_step, spread  # noqa: E402
 from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
@@ -50,29 +50,19 @@ def speed(rounds: int) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     results = {}
     for readout in READOUTS:
-        ours = {_micro_batches(n): step_of("ours", "cpu", readout, n) for n in SPEED_MICRO_BATCHES}
+        ours = {_in_words(n): step_of("ours", "cpu", readout, n) for n in SPEED_MICRO_BATCHES}
         steps = {"plain": step_of("plain", "cpu", readout)} | ours
-        seconds: dict[str, list[float]] = {side: [] for side in steps}
-        losses: dict[str, list[float]] = {side: [] for side in steps}
-        source, order = batches("cpu", PRESET.batch_size), list(steps)
-        for index in range(WARM_UP + rounds):
-            batch = next(source)
-            order = order[1:] + order[:1] if index % 2 else order[::-1]
-            for side in order:
-                began = time.perf_counter()
-                losses[side].append(steps[side](*batch))
-                if index >= WARM_UP:
-                    seconds[side].append(time.perf_counter() - began)
+        measured = list(interleaved(steps, "cpu", PRESET.batch_size, rounds))
         for side in ours:
-            ratios = [a / b for a, b in zip(seconds["plain"], seconds[side], strict=True)]
-            differences = [abs(a / b - 1.0) for a, b in zip(losses["plain"], losses[side], strict=True)]
+            ratios = [seconds["plain"] / seconds[side] for seconds, _ in measured]
+            differences = [abs(losses["plain"] / losses[side] - 1.0) for _, losses in measured]
             case = f"{readout} readout, {side}"
             results[case] = {"ratio": spread(ratios), "largest_relative_loss_difference": max(differences)}
             print(f"speed, {case}: {results[case]}", flush=True)
     return results
 
 
-def _micro_batches(number: int) -> str:
+def _in_words(number: int) -> str:
     return "1 micro-batch" if number == 1 else f"{number} micro-batches"
 
 
@@ -108,7 +98,7 @@ def memory(rounds: int) -> dict[str, Any]:
             plain = _child("memory", "plain", preset, batch, "1", "")["bytes"]
             for micro, recompute in cases:
                 ours = _child("memory", "ours", preset, batch, micro, recompute)["bytes"]
-                label = f"{name}, {_micro_batches(int(micro))}{', recompute' if recompute else ''}"
+                label = f"{name}, {_in_words(int(micro))}{', recompute' if recompute else ''}"
                 sizes = results.setdefault(label, {"plain_mb": [], "ours_mb": []})
                 sizes["plain_mb"].append(plain / 1e6)
                 sizes["ours_mb"].append(ours / 1e6)

@@ -45,11 +45,11 @@ def gradients_of(
             losses.append(loss)
         return losses
 
-    whole = partial(accumulate, model) if shards == 1 else in_shards(accumulate, model, shards)
+    accumulate_all = partial(accumulate, model) if shards == 1 else in_shards(accumulate, model, shards)
 
     def gradients(inputs: Tensor, targets: Tensor) -> tuple[Loss, Tensor]:
         model.zero_grad(set_to_none=True)
-        losses = whole(inputs, targets)
+        losses = accumulate_all(inputs, targets)
         return _mean(losses), torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
 
     return _recorded(model, gradients) if fused and not training.recompute else gradients

@@ -1,6 +1,7 @@
 """The plain implementation that ours is compared with computes the same, and the comparison would notice if not."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -40,3 +41,32 @@ def test_dry_run_of_the_gpu_comparison(tmp_path, inside):
     for run in results["runs"]:
         assert run["largest_relative_loss_difference"] < 1e-4
         assert 0.0 < run["utilisation"]["ours"] < 1.0
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_round_is_one_batch_for_all_sides_in_an_order_that_favours_none(count):
+    calls = []
+
+    def side(name):
+        def step(tokens, targets):
+            assert torch.equal(tokens[:, 1:], targets[:, :-1])
+            calls.append((name, tokens))
+            return float(name)
+
+        return step
+
+    rounds = 40 * count
+    measured = list(sides.interleaved({str(n): side(str(n)) for n in range(count)}, "tiny", 2, rounds))
+    assert len(measured) == rounds and len(calls) == count * (rounds + sides.WARM_UP)
+    assert all(losses == {str(n): float(n) for n in range(count)} for _, losses in measured)
+    assert all(second > 0.0 for seconds, _ in measured for second in seconds.values())
+    by_round = [calls[start : start + count] for start in range(0, len(calls), count)][sides.WARM_UP :]
+    for one in by_round:
+        assert len({name for name, _ in one}) == count
+        assert all(torch.equal(tokens, one[0][1]) for _, tokens in one)
+    assert not torch.equal(by_round[0][0][1], by_round[1][0][1])
+    for place in range(count):
+        before, at = ([one[n][0] for one in by_round] for n in (place - 1, place))
+        pairs = Counter(zip(before, at, strict=True))
+        assert len(pairs) == count * (count - 1)  # of two places beside each other: every side, and after every other
+        assert max(pairs.values()) < 2 * min(pairs.values())
