@@ -1,6 +1,6 @@
 """Speed and memory of training against the plain implementation of the same maths, as ratios.
 
-python benchmarks/training.py speed     both sides in one process, alternating, subnormals flushed on both
+python benchmarks/training.py speed     all sides in one process, interleaved, subnormals flushed on both
 python benchmarks/training.py start     the first steps from N(0, 1), ours against plain without flushing
 python benchmarks/training.py memory    peak memory above parameters and optimiser, a process a side
 python benchmarks/training.py all       all three; writes results/benchmarks/training.json and .md, and the README

@@ -66,12 +66,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     summary = _read(path)
-    try:
-        whole = _has(summary, SUMMARY_KEYS) and _has(summary.get("counting", COUNTING_KEYS), COUNTING_KEYS)
-        RunConfig.from_dict(summary["config"])
-    except (KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+    if not _is_whole(summary):
         raise RunError(f"{path} is of another version; delete it, and --resume evaluates the checkpoint again.")
     return summary
 
@@ -144,6 +139,16 @@ def load_batch(folder: Path) -> Int[Tensor, "sequences context"]:
     count = min(SEQUENCES, len(corpus.validation) // context)
     tokens = np.asarray(corpus.validation[: count * context]).astype(np.int64)
     return torch.from_numpy(tokens).view(count, context)
+
+
+def _is_whole(summary: Any) -> bool:
+    if not _has(summary, SUMMARY_KEYS) or not _has(summary.get("counting", COUNTING_KEYS), COUNTING_KEYS):
+        return False
+    try:
+        RunConfig.from_dict(summary["config"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _has(found: Any, keys: Mapping[str, Any]) -> bool:

@@ -36,11 +36,11 @@ def gradients_of(
     if compiled:
         model.step = torch.compile(model.step)  # type: ignore[method-assign]
 
-    def accumulate(model: LoopedLM, inputs: Tensor, targets: Tensor) -> list[Loss]:
+    def accumulate(replica: LoopedLM, inputs: Tensor, targets: Tensor) -> list[Loss]:
         losses = []
         for x, y in zip(inputs.chunk(training.micro_batches), targets.chunk(training.micro_batches), strict=True):
             with autocast(inputs.device):
-                loss = looped_loss(model, x, y, supervision, fused=fused)
+                loss = looped_loss(replica, x, y, supervision, fused=fused)
             (loss.total / (shards * training.micro_batches)).backward()
             losses.append(loss)
         return losses

@@ -21,7 +21,8 @@ LEAST_TOKENS = 512  # of a backward pass: with fewer its operations are too shor
 def shard_count(model: ModelConfig, training: TrainingConfig, device: torch.device, *, compiled: bool = False) -> int:
     """How many shards of a batch to compute at once: the most that divide it, have a core and are large enough.
 
-    One with dropout, whose random numbers threads would draw in an order of chance, and for a compiled model.
+    A batch stays whole on a GPU, for a compiled model, and with dropout, whose random numbers threads would draw in an
+    order of chance.
     """
     if device.type != "cpu" or compiled or model.dropout > 0.0:
         return 1
