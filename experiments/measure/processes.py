@@ -22,7 +22,8 @@ from tqdm import tqdm
 from experiments.corpus import TokenCorpus, open_prepared
 from experiments.device import make_arithmetic_repeatable
 from experiments.errors import RunError, first_line
-from experiments.measure.suite import SUITE, Measure, measure_run
+from experiments.measure import suite
+from experiments.measure.suite import Measure, measure_run
 
 AT_LAST = frozenset({"deferred", "depth", "precision"})
 """Measured when all training has ended: what takes longest, and `depth`, which is a timing."""
@@ -48,7 +49,7 @@ def measuring_beside(
     folders: SimpleQueue[Path | None] = context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // (processes + 1))
     # The corpus's folder and not its tokens, which the start of a process would wait to be read.
-    arguments = (folders, cache, corpus.folder, device, threads)
+    arguments = (folders, suite.SUITE, cache, corpus.folder, device, threads)
     workers = [context.Process(target=_measure_all, args=arguments, daemon=True) for _ in range(processes)]
     for worker in workers:
         worker.start()
@@ -96,7 +97,12 @@ def _prepare_process() -> None:
 
 
 def _measure_all(
-    folders: "SimpleQueue[Path | None]", cache: Path, prepared: Path, device: torch.device, threads: int
+    folders: "SimpleQueue[Path | None]",
+    questions: Sequence[Measure],
+    cache: Path,
+    prepared: Path,
+    device: torch.device,
+    threads: int,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides when this one ends,
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # and it ends as any other: no half-written file stays
@@ -104,8 +110,8 @@ def _measure_all(
     torch.set_num_threads(threads)
     make_arithmetic_repeatable(device)
     corpus = open_prepared(prepared)
-    at_last = [question for question in SUITE if not AT_LAST.isdisjoint(question.tables)]
-    at_once = [question for question in SUITE if question not in at_last]
+    at_last = [question for question in questions if not AT_LAST.isdisjoint(question.tables)]
+    at_once = [question for question in questions if question not in at_last]
     handed = []
     while (folder := folders.get()) is not None:
         _measure(folder, at_once, cache, corpus, device)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from experiments.figures import plain_ticks
+from experiments.figures import plain_ticks, png
 from experiments.reporting import charts, figures
 from experiments.reporting.collect import MeasuredRun
-from experiments.reporting.style import png, svg, table, themed
+from experiments.reporting.style import svg, table, themed
 
 Runs = tuple[MeasuredRun, ...]
 
@@ -217,6 +217,7 @@ def _draw(picture: Picture, runs: Runs) -> Drawn:
         plain_ticks(figure)
         drawn = svg(figure, picture.key)
         figure.set_layout_engine("none")  # laid out by the first drawing, which takes as long as the drawing itself
+        figure.set_facecolor("white")  # the page's SVG shows what is behind it
         return Drawn(picture=picture, svg=drawn, png=png(figure), description=_describe(picture, runs))
 
 

@@ -1,4 +1,4 @@
-"""How a figure of the report is themed, and becomes SVG for the page and PNG beside it.
+"""How a figure of the report is themed, and becomes SVG for the page.
 
 Text and lines are drawn in two marker colours which the page turns into its own, so that one SVG serves light and dark.
 """
@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.curves import Look, look
@@ -76,16 +75,6 @@ def themed() -> Iterator[None]:
             yield
         finally:
             plt.close("all")
-
-
-def png(figure: Figure) -> bytes:
-    """On white, 150 dots an inch, laid out as it is."""
-    buffer = io.BytesIO()
-    figure.set_facecolor("white")
-    figure.set_dpi(150)
-    # What `savefig` calls after it has drawn everything once more, for a layout that is there already.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def svg(figure: Figure, key: str) -> str:

@@ -14,7 +14,7 @@ from experiments.corpus import CorpusConfig, prepare
 from experiments.errors import Interrupted
 from experiments.files import read_json
 from experiments.flops import forward_flops, matmul_peak, training_flops
-from experiments.measure import loops
+from experiments.measure import deferred, loops
 from experiments.measure.suite import Measure, measure_run
 from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS
@@ -22,6 +22,7 @@ from models import PRESETS
 
 CORPUS = CorpusConfig(data="synthetic", tokeniser="word", vocab_size=256)
 LOOPS = Measure(tables=("loops",), measure=loops.measure)
+DEFERRED = Measure(tables=("deferred", "coefficient_law"), measure=deferred.measure)
 EXECUTION = Execution(device=torch.device("cpu"), snapshots=1)
 
 
@@ -146,13 +147,16 @@ def test_arithmetic_is_counted_as_published():
     assert matmul_peak(torch.device("cpu"), rounds=1, repeats=1) > 1e8
 
 
-def test_dry_run_of_the_command(tmp_path, inside):
+def test_dry_run_of_the_command(tmp_path, inside, monkeypatch):
+    """With one table measured beside training, and one when it has ended."""
+    monkeypatch.setattr("experiments.measure.suite.SUITE", (LOOPS, DEFERRED))
     arguments = ["--minutes", "5", "--preset", "tiny", "--device", "cpu", "--data", "synthetic", "--tokens", "1024"]
     arguments += ["--variants", "scale_visible", "--central-seeds", "1", "--snapshots", "1", "--out", tmp_path]
     done = inside(*arguments, main="experiments.gpu")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 runs, complete" in done.stdout  # measured by the process beside, and to its end
-    assert {"loops", "clamp", "halting"} <= {path.stem for path in (tmp_path / "packed" / "tables").iterdir()}
+    tables = {path.stem for path in (tmp_path / "packed" / "tables").iterdir()}
+    assert tables == {*LOOPS.tables, *DEFERRED.tables}
     packed, name = read_json(tmp_path / "packed" / "runs.json"), "scale_visible-0"
     assert packed["runs"][name]["summary"]["training"]["tokens"] == 1024
     assert 0.0 < packed["model_flops_utilisation"][name] < 1.0

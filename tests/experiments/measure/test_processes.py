@@ -55,7 +55,7 @@ def test_what_takes_longest_is_measured_when_all_training_has_ended(corpus, tmp_
     monkeypatch.setattr(measuring, "_measure", record)
     monkeypatch.setattr(measuring.signal, "signal", lambda *_: None)
     monkeypatch.setattr(measuring, "_end_with_parent", lambda: None)
-    measuring._measure_all(folders, tmp_path, corpus.folder, CPU, torch.get_num_threads())
+    measuring._measure_all(folders, SUITE, tmp_path, corpus.folder, CPU, torch.get_num_threads())
     assert [name for name, _ in asked] == ["a-0", "b-0", "a-0", "b-0"]
     first, last = asked[0][1], asked[2][1]
     assert AT_LAST <= last and not AT_LAST & first
