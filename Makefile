@@ -58,7 +58,7 @@ bench: run
 	$(BIN)/python experiments/readme.py planted results/audit/planted.md
 
 sweep: $(VENV)/.installed
-	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --out runs/sweep --resume
+	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --steps 200 --out runs/sweep --resume
 	$(BIN)/python experiments/report.py runs/sweep -o results/cpu/report
 	$(BIN)/python experiments/publish.py runs/sweep results/cpu
 	$(BIN)/python experiments/readme.py claims results/cpu/report/claims.md
