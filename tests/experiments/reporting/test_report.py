@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from experiments.claims import CLAIMS
 from experiments.evidence import pack
@@ -69,7 +70,9 @@ def test_what_was_left_out_is_named(written):
 def test_every_figure_lies_beside_the_page(written):
     assert {path.stem for path in (written / "figures").iterdir()} == {picture.key for picture in PICTURES}
     for path in (written / "figures").iterdir():
-        assert path.read_bytes().startswith(b"\x89PNG")
+        with Image.open(path) as image:  # on white: text in a dark colour must be seen on any page
+            assert image.format == "PNG" and image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+            assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
         assert f"figures/{path.name}" in (written / "report.md").read_text()
 
 
