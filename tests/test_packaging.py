@@ -38,11 +38,18 @@ def test_the_wheel_holds_loopsight_alone(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"loopsight"}
 
 
-def test_the_wheel_imports_without_the_checkout(wheel, tmp_path):
+def test_the_wheel_imports_and_starts_its_command_without_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import loopsight; print(loopsight.__file__)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    code = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+import importlib.metadata, loopsight
+print(loopsight.__file__)
+(command,) = importlib.metadata.distribution("loopsight").entry_points.select(group="console_scripts")
+sys.exit(command.load()(["audit"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.startswith(str(tmp_path))
+    assert done.returncode == 2 and "name one model" in done.stderr
 
 
 def test_functorch_resolves_to_torch_and_is_not_required():
