@@ -163,6 +163,25 @@ def require_adjoint(
     )
 
 
+def for_each(
+    function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, *, together: int | None = None
+) -> tuple[Tensor, ...]:
+    """A function's results for every row, stacked: by vmap, or one after the other where vmap cannot take it.
+
+    Args:
+        function: of a row, (...), to tensors of the same shapes for every row.
+        rows: (n, ...).
+        together: most rows computed at a time; all when None.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # it is not worse than one by one
+            results: tuple[Tensor, ...] = torch.func.vmap(function, chunk_size=together)(rows)
+            return results
+    except Exception:  # a callable that vmap cannot take may fail in any way
+        return tuple(torch.stack(result) for result in zip(*map(function, rows), strict=True))
+
+
 def require_double_value(value: object) -> None:
     if not isinstance(value, Tensor) or value.dtype != torch.float64:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__

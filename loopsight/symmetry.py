@@ -18,6 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopsight.checks import require_floating_tensor, require_parameters
+from loopsight.derivatives import for_each
+
+GRADIENT_ENTRIES = 2**23  # 64 MiB of float64: gradients of all parameters held at a time
 
 Parameters = Mapping[str, Tensor]
 Symmetry = Mapping[str, int]
@@ -239,17 +242,21 @@ def measured_symmetries(
         )
     if not torch.isfinite(values).all():
         raise ValueError("a loss is NaN or infinite; pass parameters of a model that has not diverged.")
-    rows, scales = [], []
-    for one_hot in torch.eye(len(values), dtype=values.dtype):
-        (gradients,) = pullback(one_hot)
-        rows.append(torch.stack([(gradients[n] * t).sum() for n, t in parameters.items()]))
-        scales.append(torch.stack([gradients[n].norm() * t.norm() for n, t in parameters.items()]))
+
+    def of_batch(cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        (gradients,) = pullback(cotangent)
+        products = torch.stack([(gradients[n] * t).sum() for n, t in parameters.items()])
+        return products, torch.stack([gradients[n].norm() * t.norm() for n, t in parameters.items()])
+
+    entries = sum(tensor.numel() for tensor in parameters.values())
+    together = max(1, GRADIENT_ENTRIES // entries)
+    rows, scales = for_each(of_batch, torch.eye(len(values), dtype=values.dtype), together=together)
     # In units of |grad| |theta| rounding is the same for every tensor, however unequal they are.
-    scale = torch.stack(scales).amax(0)
+    scale = scales.amax(0)
     for name, largest in zip(parameters, scale.tolist(), strict=True):
         if largest == 0.0:
             raise ValueError(f"'{name}' is zero or has no gradient in any batch: unused, or behind a no-grad region.")
-    decomposition = torch.linalg.svd(torch.stack(rows).double() / scale, full_matrices=True)
+    decomposition = torch.linalg.svd(rows.double() / scale, full_matrices=True)
     singular, right = decomposition.S, decomposition.Vh
     relative = singular / singular[0]
     dimension = int((relative <= tolerance).sum())

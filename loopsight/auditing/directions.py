@@ -15,7 +15,7 @@ from torch import Tensor
 from loopsight.auditing import actions
 from loopsight.auditing.blindspots import SINE, Family
 from loopsight.auditing.report import Direction, Verdict
-from loopsight.derivatives import STEPS
+from loopsight.derivatives import STEPS, for_each
 from loopsight.invariance import Invariance, invariance
 from loopsight.observability import BLIND
 from loopsight.responses import StateMap
@@ -121,11 +121,8 @@ def _pushed(bench: Bench, function: StateMap, h: Tensor, deltas: Tensor) -> tupl
         value, derivative, *_ = torch.func.jvp(function, (h,), (delta,))
         return value, derivative
 
-    try:
-        return torch.func.vmap(along, out_dims=(None, 0))(deltas)  # type: ignore[arg-type]
-    except Exception:  # a callable that vmap cannot take may fail in any way
-        values, derivatives = zip(*map(along, deltas), strict=True)
-        return values[0], torch.stack(derivatives)
+    values, derivatives = for_each(along, deltas)
+    return values[0], derivatives
 
 
 def isotropic(bench: Bench, at: Tensor) -> Tensor:

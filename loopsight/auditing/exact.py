@@ -83,6 +83,11 @@ class _Promotion(TorchDispatchMode):
         super().__init__()
         self._weights = weights
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled meanwhile; keeping the compiler away anew costs more than many an operation takes."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if _mixed(args, kwargs):

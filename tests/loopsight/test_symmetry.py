@@ -189,6 +189,11 @@ def test_measured_symmetries():
     assert_count(measured_symmetries)
 
 
+def test_a_batch_that_moves_nothing_takes_nothing_away():
+    found = measured_symmetries(lambda p: torch.cat([linear_losses(p), 0.0 * linear_losses(p)[:1]]), LINEAR)
+    assert found.dimension == measured_symmetries(linear_losses, LINEAR).dimension == 2
+
+
 @pytest.mark.parametrize(
     "mutant", [with_one_batch_repeated, with_every_singular_value_visible, with_rounding_for_null_space]
 )
