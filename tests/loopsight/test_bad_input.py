@@ -45,6 +45,7 @@ MODULES = (
 )  # fmt: skip
 NOT_FOR_INPUT = {"differentiable_kernels", "forward_mode", "require_adjoint", "require_double_states"}
 NOT_FOR_INPUT |= {"require_double_value", "scaling_degree"}  # checks themselves; a name, which may be any
+NOT_FOR_INPUT |= {"for_each"}  # of functions and rows that its callers made
 
 STATES = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 HEAD = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
