@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopsight.derivatives import (
+    HELD_ENTRIES,
     differentiable_kernels,
     directional_derivative,
     require_adjoint,
@@ -23,7 +24,6 @@ from loopsight.derivatives import (
     require_double_value,
 )
 
-BLOCK_ELEMENTS = 2**23  # 64 MiB of float64: columns of J held at a time times classes
 PROPOSED = 1e-5  # singular values below this are measured again; far above the Gram matrix's noise
 
 
@@ -143,7 +143,7 @@ class _Jacobian:
         if z.ndim == 0:
             raise ValueError("the readout must return logits (..., classes), got a scalar.")
         self.logits_per_unit = (logits(h).norm() / h.norm()).item()
-        self.block = max(1, BLOCK_ELEMENTS // max(z.numel(), h.numel()))
+        self.block = max(1, HELD_ENTRIES // max(z.numel(), h.numel()))
         self.pull = torch.func.vjp(logits, h)[1]
         self._require_true_derivatives()
 

@@ -18,6 +18,7 @@ from loopsight.checks import require_states
 
 STEPS = (6e-6, 6e-8)  # relative to the direction: the cube root of float64's epsilon, and one for kinks and sharp maps
 RELATIVE_ERROR = 1e-2  # a unit of a ReLU layer that changes side within a step costs less; an artefact costs far more
+HELD_ENTRIES = 2**23  # 64 MiB of float64: of what is computed for several directions or losses at a time
 ROUNDING = 100 * torch.finfo(torch.float64).eps  # of a function's value, relative to its size
 
 
@@ -163,16 +164,15 @@ def require_adjoint(
     )
 
 
-def for_each(
-    function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, *, together: int | None = None
-) -> tuple[Tensor, ...]:
+def for_each(function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, *, held: int = 1) -> tuple[Tensor, ...]:
     """A function's results for every row, stacked: by vmap, or one after the other where vmap cannot take it.
 
     Args:
         function: of a row, (...), to tensors of the same shapes for every row.
-        rows: (n, ...).
-        together: most rows computed at a time; all when None.
+        rows: (n, ...), n at least 1.
+        held: entries that are held meanwhile for a row; as many rows are computed at a time as `HELD_ENTRIES` allow.
     """
+    together = max(1, HELD_ENTRIES // held)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # it is not worse than one by one

@@ -20,8 +20,6 @@ from torch import Tensor
 from loopsight.checks import require_floating_tensor, require_parameters
 from loopsight.derivatives import for_each
 
-GRADIENT_ENTRIES = 2**23  # 64 MiB of float64: gradients of all parameters held at a time
-
 Parameters = Mapping[str, Tensor]
 Symmetry = Mapping[str, int]
 """ScalingDegree of every tensor; a tensor that is not named has degree 0."""
@@ -249,8 +247,7 @@ def measured_symmetries(
         return products, torch.stack([gradients[n].norm() * t.norm() for n, t in parameters.items()])
 
     entries = sum(tensor.numel() for tensor in parameters.values())
-    together = max(1, GRADIENT_ENTRIES // entries)
-    rows, scales = for_each(of_batch, torch.eye(len(values), dtype=values.dtype), together=together)
+    rows, scales = for_each(of_batch, torch.eye(len(values), dtype=values.dtype), held=entries)
     # In units of |grad| |theta| rounding is the same for every tensor, however unequal they are.
     scale = scales.amax(0)
     for name, largest in zip(parameters, scale.tolist(), strict=True):

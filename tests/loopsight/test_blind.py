@@ -254,7 +254,7 @@ def test_the_jacobian_is_never_held_whole(monkeypatch):
         return F.rms_norm(h, (d,), eps=0.0) @ head.T
 
     whole = blind_subspace(readout, h)
-    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 10 * vocab)
+    monkeypatch.setattr(module, "HELD_ENTRIES", 10 * vocab)
     with LargestResult() as seen:
         in_blocks = blind_subspace(readout, h)
     assert 10 * vocab <= seen.elements < 12 * vocab < vocab * d

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loopsight.derivatives import for_each
+from loopsight.derivatives import HELD_ENTRIES, for_each
 
 ROWS = torch.linspace(-2.0, 2.0, 15, dtype=torch.float64).view(5, 3)
 
@@ -17,25 +17,26 @@ def branching(row):
     return (row.sin() if row.sum().item() > 0 else row.cos()), row.square().sum()
 
 
-@pytest.mark.parametrize("together", [None, 1, 2, 5, 50])
+@pytest.mark.parametrize("held", [1, HELD_ENTRIES // 2, HELD_ENTRIES, 3 * HELD_ENTRIES])
 @pytest.mark.parametrize("function", [smooth, branching])
-def test_every_row_gives_what_it_gives_alone(function, together):
-    found = for_each(function, ROWS, together=together)
+def test_every_row_gives_what_it_gives_alone(function, held):
+    found = for_each(function, ROWS, held=held)
     expected = [torch.stack(results) for results in zip(*map(function, ROWS), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and len(found) == 2
 
 
 @pytest.mark.parametrize(
-    ("function", "together", "calls"), [(smooth, None, 1), (smooth, 2, 3), (smooth, 1, 5), (branching, None, 1 + 5)]
+    ("function", "held", "calls"),
+    [(smooth, 1, 1), (smooth, HELD_ENTRIES // 2, 3), (smooth, 3 * HELD_ENTRIES, 5), (branching, 1, 1 + 5)],
 )
-def test_a_call_is_for_many_rows_where_vmap_can(function, together, calls):
+def test_a_call_is_for_as_many_rows_as_vmap_and_memory_allow(function, held, calls):
     seen = []
 
     def watched(row):
         seen.append(row)
         return function(row)
 
-    for_each(watched, ROWS, together=together)
+    for_each(watched, ROWS, held=held)
     assert len(seen) == calls
 
 
