@@ -7,6 +7,7 @@ import pytest
 import torch
 from commands import own_arithmetic
 
+from experiments import figures
 from experiments.config import RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus, prepare
 from experiments.training.trainer import Execution
@@ -33,6 +34,14 @@ def make_config(synthetic):
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Runs without figures, which take as long to draw as all else of such a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_run", lambda *_: None)
+        yield
 
 
 @pytest.fixture

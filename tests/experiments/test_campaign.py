@@ -20,6 +20,8 @@ from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS
 from models import PRESETS
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CORPUS = CorpusConfig(data="synthetic", tokeniser="word", vocab_size=256)
 LOOPS = Measure(tables=("loops",), measure=loops.measure)
 DEFERRED = Measure(tables=("deferred", "coefficient_law"), measure=deferred.measure)

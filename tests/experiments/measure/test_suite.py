@@ -19,6 +19,8 @@ from experiments.runs import read_summary
 from experiments.training import checkpoint as checkpoints
 from experiments.training.trainer import Execution
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 COLUMNS = {
     "loops": "k cross_entropy perplexity l2_norm_mean l2_norm_median l2_norm_p99 l2_norm_max",
     "clamp": "mode cross_entropy change low high",

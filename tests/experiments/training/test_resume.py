@@ -17,6 +17,8 @@ from experiments.training import checkpoint as checkpoints
 from experiments.training.metrics import read_metrics
 from experiments.training.trainer import CHECKPOINT, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[3]
 STEPS = 80
 ARGUMENTS = (
