@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench sweep factorial theory clean
+.PHONY: help run test notebooks lint format bench contrast sweep factorial theory clean
 
 help:
 	@echo "make run        environment, then train and evaluate scale_visible on CPU (ARGS=... is passed on)"
@@ -18,6 +18,7 @@ help:
 	@echo "make notebooks  execute the notebooks and compare with their stored outputs"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      speed and memory against a plain implementation"
+	@echo "make contrast   what make run trains, and three variants beside it, three seeds, into results/contrast (20 minutes)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
@@ -56,6 +57,11 @@ bench: run
 	$(BIN)/python benchmarks/audit.py --publish
 	$(BIN)/python benchmarks/planted.py
 	$(BIN)/python experiments/readme.py planted results/audit/planted.md
+
+contrast: $(VENV)/.installed
+	for variant in scale_visible scale_invariant norm_penalty scale_removing; do \
+	  $(BIN)/python experiments/run.py --variant $$variant --seeds 0 1 2 --out runs/contrast --resume || exit; done
+	$(BIN)/python experiments/publish.py runs/contrast results/contrast
 
 sweep: $(VENV)/.installed
 	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --steps 200 --out runs/sweep --resume
