@@ -173,10 +173,11 @@ def for_each(function: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor, *, 
         held: entries that are held meanwhile for a row; as many rows are computed at a time as `HELD_ENTRIES` allow.
     """
     together = max(1, HELD_ENTRIES // held)
+    chunk_size = together if together < len(rows) else None  # one chunk would be copied
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # it is not worse than one by one
-            results: tuple[Tensor, ...] = torch.func.vmap(function, chunk_size=together)(rows)
+            results: tuple[Tensor, ...] = torch.func.vmap(function, chunk_size=chunk_size)(rows)
             return results
     except Exception:  # a callable that vmap cannot take may fail in any way
         return tuple(torch.stack(result) for result in zip(*map(function, rows), strict=True))

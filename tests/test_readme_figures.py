@@ -4,11 +4,13 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
+from experiments.config import TRAINING_PRESETS
 from experiments.measure.suite import SUITE
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,21 @@ def test_sizes_and_budgets():
     commands = [session["command"] for cell in cells for session in cell["sessions"]]
     (steps_of_a_cell,) = {command[command.index("--steps") + 1] for command in commands}
     require_said(f"`make factorial`; {steps_of_a_cell} steps a cell")
+
+
+def test_the_contrast_is_that_of_what_make_run_trains():
+    default = asdict(TRAINING_PRESETS["cpu"])
+    trained = {(run["variant"], run["seed"]): run["config"]["training"] for run in runs("contrast")}
+    assert all(training == default for training in trained.values())
+    blind, seen = ("scale_invariant", "scale_removing"), ("scale_visible", "norm_penalty")
+    assert set(trained) == {(variant, seed) for variant in (*blind, *seen) for seed in range(3)}
+    norms = after("contrast", 4)["l2_norm"]
+    assert norms[list(seen)].max() < 100 < norms[list(blind)].min()
+    require_said("What `make run` trains, three variants beside it, and three seeds")
+    require_said("its norm leaves the tens; with a raw readout or a penalty it does not")
+    require_said(f"It trains {default['steps']} steps on text that is already there")
+    assert {3 * run["config"]["training"]["steps"] for run in runs("cpu")} == {4 * default["steps"]}
+    require_said("`make sweep`, which trains a third longer")
 
 
 def test_learning_rates_and_tables():

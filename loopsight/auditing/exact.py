@@ -85,7 +85,7 @@ class _Promotion(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled meanwhile; keeping the compiler away anew costs more than many an operation takes."""
+        """Nothing is compiled meanwhile; keeping the compiler away at every operation anew costs more than most."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
