@@ -189,6 +189,29 @@ def test_measured_symmetries():
     assert_count(measured_symmetries)
 
 
+class LooksAtItsGradient(torch.autograd.Function):
+    """The identity; its backward pass asks for a value, which vmap has not."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient if math.isfinite(gradient.sum().item()) else 0.0 * gradient
+
+
+def test_a_backward_pass_that_vmap_cannot_take_is_counted_the_same():
+    found = measured_symmetries(lambda p: linear_losses(p | {"W1": LooksAtItsGradient.apply(p["W1"])}), LINEAR)
+    expected = measured_symmetries(linear_losses, LINEAR)
+    assert found.dimension == expected.dimension
+    torch.testing.assert_close(found.singular_values, expected.singular_values, rtol=1e-12, atol=1e-14)
+
+
 def test_a_batch_that_moves_nothing_takes_nothing_away():
     found = measured_symmetries(lambda p: torch.cat([linear_losses(p), 0.0 * linear_losses(p)[:1]]), LINEAR)
     assert found.dimension == measured_symmetries(linear_losses, LINEAR).dimension == 2
