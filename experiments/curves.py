@@ -31,6 +31,7 @@ READOUT_COLOURS = {
     "other": _COLOURS[7],
 }
 MARKERS = dict(zip(READOUT_COLOURS, "osDP^Xv", strict=True))
+ENTRY_WIDTH = 2.0  # inches of a legend's column
 PANELS = ("per-loop loss", "terminal loss", "controls, per-loop loss")
 
 
@@ -115,7 +116,7 @@ def lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, variants: dict[str, Lo
 
 
 def shared_legend(figure: Figure, columns: int = 3) -> None:
-    """One legend under all panels, of the entries of each."""
+    """One legend under all panels, of the entries of each, in as many columns as fit, at most so many."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -124,8 +125,9 @@ def shared_legend(figure: Figure, columns: int = 3) -> None:
         if legend is not None:
             legend.remove()
     if entries:
+        fitting = min(columns, int(figure.get_figwidth() // ENTRY_WIDTH))
         figure.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5
+            entries.values(), entries.keys(), loc="outside lower center", ncols=fitting, frameon=False, handlelength=3.5
         )
 
 

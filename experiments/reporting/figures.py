@@ -132,7 +132,7 @@ def growth(runs: Runs) -> Figure | None:
     for axes, variant in zip(grid.flat, order, strict=False):
         _growth_panel(axes, rows[rows["variant"] == variant])
         axes.set(title=variant, xlabel="loop k", ylabel="mean L2 norm")
-    shared_legend(figure, min(3, 1 + columns))  # one panel is too narrow for three columns
+    shared_legend(figure)
     return figure
 
 

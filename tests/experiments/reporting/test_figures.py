@@ -4,10 +4,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.comparison import compare
-from experiments.curves import geometric_mean, lines, log_bounds, look
+from experiments.curves import geometric_mean, lines, log_bounds, look, panels, shared_legend
 from experiments.reporting import figures
 from experiments.reporting.collect import MeasuredRun
 from experiments.reporting.style import table, themed
@@ -125,3 +126,18 @@ def test_the_comparison_draws_geometric_means_of_norms_and_means_of_losses(world
         np.testing.assert_allclose(ys, [2**0.5, 10**1.5] if place < 3 else [5.5, 5.0])
     monkeypatch.undo()
     plt.close(figure)
+
+
+@pytest.mark.parametrize("names", [NAMES[:1], NAMES[:2], NAMES[:2] + NAMES[4:], NAMES], ids=len)
+@pytest.mark.parametrize("columns", [3, 4])
+def test_a_legend_is_not_wider_than_its_figure(names, columns, world):
+    """One panel of one variant or two, two panels, three."""
+    with themed():
+        rows = pd.DataFrame({"panel": [look(world.config(name)).panel for name in names], "variant": names})
+        figure, grid, shown = panels(rows, 2)
+        for name, panel in rows[["variant", "panel"]].itertuples(index=False):
+            grid[0, shown.index(panel)].plot([1, 2], label=name)
+        shared_legend(figure, columns)
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
