@@ -116,7 +116,7 @@ def lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, variants: dict[str, Lo
 
 
 def shared_legend(figure: Figure, columns: int = 3) -> None:
-    """One legend under all panels, of the entries of each, in as many columns as fit, at most so many."""
+    """One legend under all panels, of the entries of each, in so many columns or in as many as fit."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

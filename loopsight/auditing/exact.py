@@ -85,7 +85,7 @@ class _Promotion(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled meanwhile; keeping the compiler away at every operation anew costs more than most."""
+        """Torch's own switch. Nothing is compiled meanwhile, and keeping the compiler away costs every operation."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

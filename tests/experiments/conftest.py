@@ -7,7 +7,6 @@ import pytest
 import torch
 from commands import own_arithmetic
 
-from experiments import figures
 from experiments.config import RunConfig, TrainingConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus, prepare
 from experiments.training.trainer import Execution
@@ -40,7 +39,7 @@ def make_config(synthetic):
 def undrawn() -> Iterator[None]:
     """Runs without figures, which take as long to draw as all else of such a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw_run", lambda *_: None)
+        patch.setattr("experiments.figures.draw_run", lambda *_: None)
         yield
 
 

@@ -14,8 +14,7 @@ from experiments.corpus import CorpusConfig, prepare
 from experiments.errors import Interrupted
 from experiments.files import read_json
 from experiments.flops import forward_flops, matmul_peak, training_flops
-from experiments.measure import deferred, loops
-from experiments.measure.suite import Measure, measure_run
+from experiments.measure.suite import SUITE, measure_run
 from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS
 from models import PRESETS
@@ -23,8 +22,7 @@ from models import PRESETS
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 CORPUS = CorpusConfig(data="synthetic", tokeniser="word", vocab_size=256)
-LOOPS = Measure(tables=("loops",), measure=loops.measure)
-DEFERRED = Measure(tables=("deferred", "coefficient_law"), measure=deferred.measure)
+LOOPS, DEFERRED = (question for question in SUITE if question.tables[0] in ("loops", "deferred"))
 EXECUTION = Execution(device=torch.device("cpu"), snapshots=1)
 
 
@@ -150,7 +148,7 @@ def test_arithmetic_is_counted_as_published():
 
 
 def test_dry_run_of_the_command(tmp_path, inside, monkeypatch):
-    """With one table measured beside training, and one when it has ended."""
+    """Of the suite, one question is asked beside training and one when it has ended."""
     monkeypatch.setattr("experiments.measure.suite.SUITE", (LOOPS, DEFERRED))
     arguments = ["--minutes", "5", "--preset", "tiny", "--device", "cpu", "--data", "synthetic", "--tokens", "1024"]
     arguments += ["--variants", "scale_visible", "--central-seeds", "1", "--snapshots", "1", "--out", tmp_path]
