@@ -10,7 +10,14 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench contrast sweep factorial theory clean
+.PHONY: help run test notebooks lint format bench contrast long sweep factorial theory clean
+
+# Variants of three seeds, with options, into runs/NAME, and what they say into results/NAME and the README.
+define seeds
+	for variant in $(2); do \
+	  $(BIN)/python experiments/run.py --variant $$variant --seeds 0 1 2 $(3) --out runs/$(1) --resume || exit; done
+	$(BIN)/python experiments/publish.py runs/$(1) results/$(1)
+endef
 
 help:
 	@echo "make run        environment, then train and evaluate scale_visible on CPU (ARGS=... is passed on)"
@@ -19,6 +26,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      speed and memory against a plain implementation"
 	@echo "make contrast   what make run trains, and three variants beside it, three seeds, into results/contrast (20 minutes)"
+	@echo "make long       the contrast at 1,000 steps, with and without tie and N(0, 1), into results/long (two hours)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
@@ -59,9 +67,11 @@ bench: run
 	$(BIN)/python experiments/readme.py planted results/audit/planted.md
 
 contrast: $(VENV)/.installed
-	for variant in scale_visible scale_invariant norm_penalty scale_removing; do \
-	  $(BIN)/python experiments/run.py --variant $$variant --seeds 0 1 2 --out runs/contrast --resume || exit; done
-	$(BIN)/python experiments/publish.py runs/contrast results/contrast
+	$(call seeds,contrast,scale_visible scale_invariant norm_penalty scale_removing)
+
+long: $(VENV)/.installed
+	$(call seeds,long,scale_visible scale_invariant norm_penalty untied_small_init_scale_visible \
+	  untied_small_init_scale_invariant,--steps 1000)
 
 sweep: $(VENV)/.installed
 	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --steps 200 --out runs/sweep --resume
