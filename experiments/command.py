@@ -122,10 +122,12 @@ def main() -> None:
             summaries.append(_run_and_print(config, tokens, arguments, execution))
     if len(summaries) > 1 and arguments.variant != "factorial":  # its cells differ in training, too
         from experiments.comparison import compare
+        from experiments.training_curves import compare_training
 
         folder = arguments.out / ("comparison" if arguments.variant == "all" else f"comparison-{arguments.variant}")
         print(f"\n# Comparison ({folder})\n")
         print(compare(summaries, folder))
+        compare_training(summaries, arguments.out, folder)
 
 
 def _run_and_print(

@@ -111,8 +111,7 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
         UsageError: the runs differ in more than variant and seed.
     """
     _require_comparable(summaries)
-    order = [*VARIANTS, *FACTORIAL]
-    summaries = sorted(summaries, key=lambda summary: (order.index(summary["variant"]), summary["seed"]))
+    summaries = in_order(summaries)
     by_loop = pd.DataFrame([row for summary in summaries for row in _rows_by_loop(summary)])
     claims = _claims(_final_norms(by_loop))
     text = _markdown(summaries, by_loop, claims)
@@ -124,6 +123,12 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
     with atomic_path(out / "comparison.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return text
+
+
+def in_order(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By variant as the registry has them, then by seed."""
+    order = [*VARIANTS, *FACTORIAL]
+    return sorted(summaries, key=lambda summary: (order.index(summary["variant"]), summary["seed"]))
 
 
 def _require_comparable(summaries: list[dict[str, Any]]) -> None:

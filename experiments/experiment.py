@@ -21,7 +21,7 @@ from experiments.measure.forward import EVALUATION_BATCH
 from experiments.measure.state import STATE_TOKENS, STATE_WINDOWS, measure_state
 from experiments.measure.validation import VALIDATION_WINDOWS, held_out_windows, validate
 from experiments.runs import CONFIG, SESSIONS, SUMMARY, read_config, read_sessions, read_summary, write_config
-from experiments.training.metrics import read_metrics
+from experiments.training.metrics import METRICS, read_metrics
 from experiments.training.trainer import Execution, train, training_windows
 from experiments.variants import find
 from models import LoopedLM
@@ -64,7 +64,7 @@ def run(
         summary = _summarise(config, corpus, model, folder, num_loops)
         from experiments.figures import draw_run  # matplotlib takes seconds to import; only a finished run needs it
 
-        draw_run(folder, summary, read_metrics(folder / "metrics.jsonl"))
+        draw_run(folder, summary, read_metrics(folder / METRICS))
         write_json(folder / SUMMARY, summary)  # last: with it a run is finished
     return summary
 
@@ -131,9 +131,9 @@ def _seen(config: RunConfig, corpus: TokenCorpus) -> Iterator[tuple[Tensor, Tens
 
 
 def _training_summary(config: RunConfig, folder: Path) -> dict[str, Any]:
-    metrics = read_metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(folder / METRICS)
     if not metrics or metrics[-1]["step"] != config.training.steps:
-        raise RunError(f"{folder / 'metrics.jsonl'} lacks the end of training; delete {folder} to train it again.")
+        raise RunError(f"{folder / METRICS} lacks the end of training; delete {folder} to train it again.")
     tokens_per_step = config.training.batch_size * config.model.context
     steps = [record["step"] for record in metrics]
     rates = [record["tokens_per_second"] for record in metrics]

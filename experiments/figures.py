@@ -110,15 +110,42 @@ def draw_comparison(path: Path, by_loop: pd.DataFrame, looks: dict[str, Look]) -
         by_loop: one row a variant, seed and loop: `variant`, `seed`, `loop`, `l2_norm`, `cross_entropy`.
         looks: of every variant.
     """
-    rows = by_loop.assign(panel=[looks[variant].panel for variant in by_loop["variant"]])
     quantities = {"l2_norm": ("mean L2 norm of the state", True), "cross_entropy": ("cross-entropy (nats)", False)}
+    _draw_by_panel(path, by_loop, "loop", quantities, looks, _loop_axis)
+
+
+def draw_training(path: Path, by_step: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Norm and cross-entropy of the last loop over training, otherwise as `draw_comparison`.
+
+    Args:
+        path: PNG to write.
+        by_step: one row a variant, seed and step: `variant`, `seed`, `step`, `l2_norm`, `cross_entropy`.
+        looks: of every variant.
+    """
+    quantities = {
+        "l2_norm": ("mean L2 norm after the last loop", True),
+        "cross_entropy": ("its cross-entropy (nats), training batch", True),
+    }
+    _draw_by_panel(path, by_step, "step", quantities, looks, lambda axes: axes.set_xlabel("training step"))
+
+
+def _draw_by_panel(
+    path: Path,
+    rows: pd.DataFrame,
+    x: str,
+    quantities: dict[str, tuple[str, bool]],
+    looks: dict[str, Look],
+    finish: Callable[[Axes], object],
+) -> None:
+    """A row of panels for each quantity, with its label and whether its axis is logarithmic."""
+    rows = rows.assign(panel=[looks[variant].panel for variant in rows["variant"]])
     with sns.axes_style("whitegrid"):
         figure, grid, present = panels(rows, len(quantities), sharey=False)
         for of_quantity, (quantity, (label, log)) in zip(grid, quantities.items(), strict=True):
             for axes, panel in zip(of_quantity, present, strict=True):
-                lines(axes, rows[rows["panel"] == panel], "loop", quantity, looks, log=log)
+                lines(axes, rows[rows["panel"] == panel], x, quantity, looks, log=log)
                 axes.set(title=panel, ylabel=label)
-                _loop_axis(axes)
+                finish(axes)
         shared_legend(figure, 4)
         plain_ticks(figure)
         _write(path, figure)

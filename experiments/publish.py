@@ -24,6 +24,7 @@ def main() -> None:
     from experiments.factorial import FACTORIAL
     from experiments.readme import read_text, replace_section, section
     from experiments.runs import finished_summaries
+    from experiments.training_curves import compare_training
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of run folders, or packed runs")
@@ -47,6 +48,8 @@ def main() -> None:
     designed = all(summary["variant"] in FACTORIAL for summary in summaries)
     texts[name] = (publish_factorial if designed else compare)(summaries, arguments.results)
     if not packed:
+        if not designed:
+            compare_training(summaries, folder, arguments.results)
         pack([folder / summary["run"] for summary in summaries], arguments.results, missing=unfinished)
     for needed, text in texts.items():
         replace_section(readme, needed, text)

@@ -10,6 +10,8 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments.errors import RunError
 from experiments.files import atomic_path
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsLog:
     """Appends one record a logged step; opening it for a resumed run drops what lies after the checkpoint.
@@ -20,7 +22,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         kept = [record for record in read_metrics(self.path) if record["step"] <= step]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

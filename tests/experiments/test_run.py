@@ -71,6 +71,8 @@ def test_all_runs_the_registry_and_compares(sweep):
     assert {path.name for path in out.iterdir()} == {f"{name}-0" for name in VARIANTS} | {"comparison"}
     assert {path.name for path in (out / "comparison").iterdir()} == {
         "by_loop.csv",
+        "by_step.csv",
+        "by_step.png",
         "claims.json",
         "comparison.md",
         "comparison.png",
@@ -285,6 +287,7 @@ def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path, in
     assert done.returncode == 0, done.stderr
     assert "left out, unfinished: interrupted-0" in done.stderr
     packed = json.loads((tmp_path / "cpu" / "runs.json").read_text())
+    assert (tmp_path / "cpu" / "by_step.csv").read_text() == (out / "comparison" / "by_step.csv").read_text()
     assert packed["missing"] == ["interrupted-0"] and "layernorm-0" in packed["runs"]
     table = (tmp_path / "cpu" / "comparison.md").read_text()
     assert readme.read_text() == f"before\n<!-- cpu -->\n{table}<!-- /cpu -->\nafter\n"
