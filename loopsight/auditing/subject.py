@@ -106,6 +106,7 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     _require_buffers_kept(maps.module, one_call_ago, buffers)
     if not torch.equal(again, states[2]):
         raise ValueError("step gives two values for one state; fix its random numbers (dropout, noise, initial state).")
+    _require_unmasked(logits)
     _require_state(logits, "readout(h)", what="logits (..., classes)")
     if logits.shape[:-1] != h.shape[:-1] or logits.shape[-1] < 2:
         got = f"{tuple(h.shape)} to {tuple(logits.shape)}"
@@ -216,6 +217,19 @@ def _require_buffers_kept(module: nn.Module | None, one_call_ago: dict[str, Tens
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _require_unmasked(logits: object) -> None:
+    """Padded vocabularies are often masked with -inf, which no derivative survives."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 2:
+        return
+    masked = (logits == -torch.inf).flatten(0, -2).all(0)
+    if 0 < masked.sum() < len(masked):
+        first = masked.nonzero()[0, 0]
+        raise ValueError(
+            f"readout gives {masked.sum()} of {len(masked)} classes -inf at every token, {first} first; audit one "
+            "without them, h -> readout(h)[..., kept], kept being the ids of the other classes."
+        )
 
 
 def _require_state(h: object, name: str, what: str = "states (..., d)") -> None:
