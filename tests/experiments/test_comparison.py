@@ -11,6 +11,7 @@ from experiments.comparison import _claims, _final_norms, compare
 from experiments.config import RunConfig, TrainingConfig
 from experiments.corpus import CorpusConfig
 from experiments.errors import UsageError
+from experiments.files import read_json
 from experiments.provenance import provenance
 from experiments.readme import ROOT
 from experiments.variants import find
@@ -172,3 +173,13 @@ def test_the_published_claims_follow_from_the_published_norms(size):
     ]
     text = (ROOT / "README.md").read_text()
     assert all(row.observed in text for row in rows)
+
+
+@pytest.mark.parametrize("name", ["cpu", "contrast", "44m", "129m"])
+def test_a_committed_comparison_says_what_its_committed_runs_do(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.comparison.draw_comparison", lambda *_: None)
+    results = ROOT / "results" / name
+    summaries = [run["summary"] for run in read_json(results / "runs.json")["runs"].values()]
+    compare(summaries, tmp_path)
+    for file in ("comparison.md", "by_loop.csv", "claims.json"):
+        assert (tmp_path / file).read_text() == (results / file).read_text(), file
