@@ -31,7 +31,6 @@ READOUT_COLOURS = {
     "other": _COLOURS[7],
 }
 MARKERS = dict(zip(READOUT_COLOURS, "osDP^Xv", strict=True))
-ENTRY_WIDTH = 2.0  # inches of a legend's column
 PANELS = ("per-loop loss", "terminal loss", "controls, per-loop loss")
 
 
@@ -116,7 +115,7 @@ def lines(axes: Axes, rows: pd.DataFrame, x: str, y: str, variants: dict[str, Lo
 
 
 def shared_legend(figure: Figure, columns: int = 3) -> None:
-    """One legend under all panels, of the entries of each, in so many columns or in as many as fit."""
+    """One legend under all panels, of the entries of each, in as many columns as fit, at most so many."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -124,11 +123,13 @@ def shared_legend(figure: Figure, columns: int = 3) -> None:
         legend = axes.get_legend()
         if legend is not None:
             legend.remove()
-    if entries:
-        fitting = min(columns, int(figure.get_figwidth() // ENTRY_WIDTH))
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=fitting, frameon=False, handlelength=3.5
+    for count in range(columns if entries else 0, 0, -1):
+        legend = figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=count, frameon=False, handlelength=3.5
         )
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def panels(

@@ -49,6 +49,10 @@ def _loop_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _step_axis(axes: Axes) -> None:
+    axes.set(xlabel="training step", xscale="log")  # most of it happens in the first steps
+
+
 def plain_ticks(figure: Figure) -> None:
     """Numbers without mathematical typesetting on logarithmic axes, and between decades where there are few."""
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -124,9 +128,9 @@ def draw_training(path: Path, by_step: pd.DataFrame, looks: dict[str, Look]) -> 
     """
     quantities = {
         "l2_norm": ("mean L2 norm after the last loop", True),
-        "cross_entropy": ("its cross-entropy (nats), training batch", True),
+        "cross_entropy": ("its cross-entropy (nats), training", True),
     }
-    _draw_by_panel(path, by_step, "step", quantities, looks, lambda axes: axes.set_xlabel("training step"))
+    _draw_by_panel(path, by_step, "step", quantities, looks, _step_axis)
 
 
 def _draw_by_panel(

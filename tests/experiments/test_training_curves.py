@@ -11,7 +11,7 @@ from experiments.errors import RunError
 from experiments.training_curves import compare_training
 
 NAMES = ("scale_visible", "untied_scale_visible")
-STEPS = (10, 20)
+STEPS = (10, 20, 810, 990, 1010)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_table_has_every_run_and_step(trained):
     assert rows.loc[("untied_scale_visible", 1, 20)].tolist() == [80.0, 16.0 * 21]
 
 
-def test_the_figure_draws_geometric_means_over_seeds(trained, monkeypatch):
+def test_the_figure_draws_geometric_means_over_seeds_of_means_over_neighbouring_steps(trained, monkeypatch):
     kept = []
     monkeypatch.setattr("experiments.figures.plt.close", kept.append)
     summaries, folder = trained
@@ -50,13 +50,13 @@ def test_the_figure_draws_geometric_means_over_seeds(trained, monkeypatch):
     found = {line.get_label(): [] for axes in figure.axes for line in axes.get_lines()}
     for axes in figure.axes:
         for line in axes.get_lines():
-            np.testing.assert_array_equal(line.get_xdata(), STEPS)
+            np.testing.assert_array_equal(line.get_xdata(), [10, 20, 990, 1010])
             found[line.get_label()].append(np.asarray(line.get_ydata()))
     assert set(found) == set(NAMES)
     for place, variant in enumerate(NAMES):
         norms, losses = found[variant]
-        np.testing.assert_allclose(norms, [4.0 * (step + place) for step in STEPS])
-        np.testing.assert_allclose(losses, [2.0 * step for step in STEPS])
+        np.testing.assert_allclose(norms, [4.0 * (step + place) for step in (10, 20, 900, 1010)])
+        np.testing.assert_allclose(losses, [2.0 * step for step in (10, 20, 900, 1010)])
     monkeypatch.undo()
     plt.close(figure)
 

@@ -15,6 +15,7 @@ from experiments.reporting.style import table, themed
 
 NAMES = ("scale_visible", "scale_invariant", "terminal_scale_visible", "terminal_scale_invariant",
          "untied_scale_invariant", "untied_scale_visible")  # fmt: skip
+LONG = ("untied_small_init_scale_visible", "untied_small_init_scale_invariant")
 
 
 @pytest.fixture
@@ -128,10 +129,12 @@ def test_the_comparison_draws_geometric_means_of_norms_and_means_of_losses(world
     plt.close(figure)
 
 
-@pytest.mark.parametrize("names", [NAMES[:1], NAMES[:2], NAMES[:2] + NAMES[4:], NAMES], ids=len)
+@pytest.mark.parametrize(
+    "names", [NAMES[:1], NAMES[:2], NAMES[:2] + NAMES[4:], NAMES, NAMES[:2] + LONG, NAMES + LONG], ids=len
+)
 @pytest.mark.parametrize("columns", [3, 4])
 def test_a_legend_is_not_wider_than_its_figure(names, columns, world):
-    """One panel of one variant or two, two panels, three."""
+    """One panel of one variant or two, two panels, three, the longest names."""
     with themed():
         rows = pd.DataFrame({"panel": [look(world.config(name)).panel for name in names], "variant": names})
         figure, grid, shown = panels(rows, 2)
@@ -139,5 +142,8 @@ def test_a_legend_is_not_wider_than_its_figure(names, columns, world):
             grid[0, shown.index(panel)].plot([1, 2], label=name)
         shared_legend(figure, columns)
         figure.draw_without_rendering()
-        box = figure.legends[0].get_window_extent()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        if names == NAMES:
+            assert legend._ncols == columns
