@@ -12,11 +12,10 @@ ARGS ?=
 
 .PHONY: help run test notebooks lint format bench contrast long sweep factorial theory clean
 
-# Variants of three seeds, with options, into runs/NAME, and what they say into results/NAME and the README.
-define seeds
-	for variant in $(2); do \
-	  $(BIN)/python experiments/run.py --variant $$variant --seeds 0 1 2 $(3) --out runs/$(1) --resume || exit; done
-	$(BIN)/python experiments/publish.py runs/$(1) results/$(1)
+# Three seeds of some variants, into a folder, with options.
+define train
+	for variant in $(1); do \
+	  $(BIN)/python experiments/run.py --variant $$variant --seeds 0 1 2 --out $(2) $(3) --resume || exit; done
 endef
 
 help:
@@ -67,11 +66,14 @@ bench: run
 	$(BIN)/python experiments/readme.py planted results/audit/planted.md
 
 contrast: $(VENV)/.installed
-	$(call seeds,contrast,scale_visible scale_invariant norm_penalty scale_removing)
+	$(call train,scale_visible scale_invariant norm_penalty scale_removing,runs/contrast)
+	$(BIN)/python experiments/publish.py runs/contrast results/contrast
 
 long: $(VENV)/.installed
-	$(call seeds,long,scale_visible scale_invariant norm_penalty untied_small_init_scale_visible \
-	  untied_small_init_scale_invariant,--steps 1000)
+	$(call train,scale_visible scale_invariant norm_penalty untied_small_init_scale_visible \
+	  untied_small_init_scale_invariant,runs/long,--steps 1000)
+	$(BIN)/python experiments/report.py runs/long -o results/long/report
+	$(BIN)/python experiments/publish.py runs/long results/long
 
 sweep: $(VENV)/.installed
 	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --steps 200 --out runs/sweep --resume

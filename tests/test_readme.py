@@ -141,6 +141,7 @@ def test_paths_and_tests_named_exist():
     ("name", "stored"),
     [
         ("contrast", "results/contrast/comparison.md"),
+        ("long", "results/long/comparison.md"),
         ("cpu", "results/cpu/comparison.md"),
         ("44m", "results/44m/comparison.md"),
         ("44m-growth", "results/44m/growth.md"),

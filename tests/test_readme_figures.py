@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.config import TRAINING_PRESETS
+from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.measure.suite import SUITE
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,58 @@ def test_the_contrast_is_that_of_what_make_run_trains():
     require_said(f"It trains {default['steps']} steps on text that is already there")
     assert {3 * run["config"]["training"]["steps"] for run in runs("cpu")} == {4 * default["steps"]}
     require_said("`make sweep`, which trains a third longer")
+
+
+def interval(values, digits=3):
+    """Student's interval over seeds, as the README writes those of differences."""
+    found = t_interval(values.tolist())
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def test_longer_training():
+    blind, seen = "scale_invariant", "scale_visible"
+    longer, shorter = after("long", 4), after("cpu", 4)
+    trained = [run["config"]["training"] for run in runs("long")]
+    assert trained == [asdict(TRAINING_PRESETS["cpu"]) | {"steps": 1000}] * 15
+    variants = {(run["variant"], run["seed"]) for run in runs("long")}
+    pairs = [f"{cell}{readout}" for cell in ("", "untied_small_init_") for readout in (blind, seen)]
+    assert variants == {(variant, seed) for variant in (*pairs, "norm_penalty") for seed in range(3)}
+    better = [run["counting"]["bigram"] - run["validation"]["cross_entropy"][-1] for run in runs("long")]
+    assert min(better) > 0
+    counted = sum(run["counting"]["bigram"] for run in runs("long")) / 15
+    gain = counted - longer["cross_entropy"].groupby("variant").mean()
+    require_said(f"Every model is better than counting now, by {gain.min():.2f} to {gain.max():.2f} nats")
+    ratio = longer["l2_norm"] / shorter["l2_norm"]
+    grown = [geometric_interval(ratio[f"{cell}{blind}"].tolist()).text(3) for cell in ("", "untied_small_init_")]
+    require_said(f"at step 1,000 they are {grown[0]} times those at step 200 with the tie and N(0, 1), and {grown[1]}")
+    norms = table("long", "by_step").set_index(["variant", "seed", "step"])["l2_norm"].unstack()
+    assert (norms[50] / norms[1000])[[blind, f"untied_small_init_{blind}"]].between(0.75, 1.4).all()
+    assert all(run["config"]["training"]["steps"] == 200 for run in runs("cpu"))
+    loss = longer["cross_entropy"]
+    costs = [interval(loss[f"{cell}{blind}"] - loss[f"{cell}{seen}"]) for cell in ("", "untied_small_init_")]
+    require_said(f"The raw partner ends with the lower loss, by {costs[0]} and {costs[1]} nats")
+    require_said(f"costs nothing that three seeds show, {interval(loss['norm_penalty'] - loss[blind])}.")
+
+
+def test_claims_after_longer_training():
+    stored = json.loads((ROOT / "results" / "long" / "report" / "claims.json").read_text(encoding="utf-8"))
+    found = {claim["key"]: claim for claim in stored}
+    count = Counter(claim["verdict"] for claim in stored)
+    decidable = len(stored) - count["not measured"]
+    require_said(f"supports {count['supported']} of the {decidable} claims that five variants can decide, refutes one")
+    assert [key for key, claim in found.items() if claim["verdict"] == "not supported"] == ["clamp-harmless"]
+    supported = ("clamp-after-loop-1", "per-loop-exits-usable", "contrast-is-mostly-the-confound")
+    assert {found[key]["verdict"] for key in supported} == {"supported"}
+
+    def over_seeds(key, digits):
+        (case,) = (case for case in found[key]["cases"] if case["estimates"])
+        return "{mean:.{0}f} [{low:.{0}f}, {high:.{0}f}]".format(digits, **case)
+
+    require_said(f"the blind model now loses {over_seeds('clamp-after-loop-1', 3)} nats")
+    require_said(f"is tie and N(0, 1) embeddings, {over_seeds('contrast-is-mostly-the-confound', 2)}.")
+    kept, anew = (over_seeds(f"growth-{how}-64", 2) for how in ("constant-increment", "direction-flow"))
+    assert kept.startswith("0.34 ") and anew.startswith("0.01 ")
+    require_said("off by a third of the growth to 64 loops, with seeds far apart, where measuring it anew")
 
 
 def test_learning_rates_and_tables():

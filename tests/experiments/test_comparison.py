@@ -175,7 +175,7 @@ def test_the_published_claims_follow_from_the_published_norms(size):
     assert all(row.observed in text for row in rows)
 
 
-@pytest.mark.parametrize("name", ["cpu", "contrast", "44m", "129m"])
+@pytest.mark.parametrize("name", ["cpu", "contrast", "long", "44m", "129m"])
 def test_a_committed_comparison_says_what_its_committed_runs_do(name, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.comparison.draw_comparison", lambda *_: None)
     results = ROOT / "results" / name
