@@ -25,7 +25,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      speed and memory against a plain implementation"
 	@echo "make contrast   what make run trains, and three variants beside it, three seeds, into results/contrast (20 minutes)"
-	@echo "make long       the contrast at 1,000 steps, with and without tie and N(0, 1), into results/long (two hours)"
+	@echo "make long       the contrast at 1,000 steps, with and without tie and N(0, 1), into results/long (two hours or three)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"

@@ -119,7 +119,8 @@ def draw_comparison(path: Path, by_loop: pd.DataFrame, looks: dict[str, Look]) -
 
 
 def draw_training(path: Path, by_step: pd.DataFrame, looks: dict[str, Look]) -> None:
-    """Norm and cross-entropy of the last loop over training, otherwise as `draw_comparison`.
+    """Norm and cross-entropy of the last loop over training, by variant, with 95 % intervals over seeds; all axes and
+    means are logarithmic.
 
     Args:
         path: PNG to write.
@@ -128,7 +129,7 @@ def draw_training(path: Path, by_step: pd.DataFrame, looks: dict[str, Look]) -> 
     """
     quantities = {
         "l2_norm": ("mean L2 norm after the last loop", True),
-        "cross_entropy": ("its cross-entropy (nats), training", True),
+        "cross_entropy": ("its training cross-entropy (nats)", True),
     }
     _draw_by_panel(path, by_step, "step", quantities, looks, _step_axis)
 

@@ -106,8 +106,9 @@ def prepare(maps: LoopedMaps, batch: Any, targets: Tensor | None) -> Subject:
     _require_buffers_kept(maps.module, one_call_ago, buffers)
     if not torch.equal(again, states[2]):
         raise ValueError("step gives two values for one state; fix its random numbers (dropout, noise, initial state).")
+    _require_floats(logits, "readout(h)", what="logits (..., classes)")
     _require_unmasked(logits)
-    _require_state(logits, "readout(h)", what="logits (..., classes)")
+    _require_finite(logits, "readout(h)")
     if logits.shape[:-1] != h.shape[:-1] or logits.shape[-1] < 2:
         got = f"{tuple(h.shape)} to {tuple(logits.shape)}"
         raise ValueError(f"readout must give every token at least 2 logits, (..., d) to (..., classes), got {got}.")
@@ -219,22 +220,28 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def _require_unmasked(logits: object) -> None:
+def _require_unmasked(logits: Tensor) -> None:
     """Padded vocabularies are often masked with -inf, which no derivative survives."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 2:
-        return
     masked = (logits == -torch.inf).flatten(0, -2).all(0)
     if 0 < masked.sum() < len(masked):
         first = masked.nonzero()[0, 0]
         raise ValueError(
             f"readout gives {masked.sum()} of {len(masked)} classes -inf at every token, {first} first; audit one "
-            "without them, h -> readout(h)[..., kept], kept being the ids of the other classes."
+            "without them, h -> readout(h)[..., kept], and give it targets that are places in kept."
         )
 
 
-def _require_state(h: object, name: str, what: str = "states (..., d)") -> None:
+def _require_state(h: object, name: str) -> None:
+    _require_finite(_require_floats(h, name, what="states (..., d)"), name)
+
+
+def _require_floats(h: object, name: str, what: str) -> Tensor:
     if not isinstance(h, Tensor) or not h.is_floating_point() or h.ndim < 2 or not h.numel():
         got = f"{tuple(h.shape)} of {h.dtype}" if isinstance(h, Tensor) else type(h).__name__
         raise ValueError(f"{name} must be a floating-point tensor of {what}, got {got}.")
+    return h
+
+
+def _require_finite(h: Tensor, name: str) -> None:
     if not torch.isfinite(h).all():
         raise ValueError(f"{name} holds NaN or infinite values; audit a checkpoint, batch and dtype that give none.")

@@ -183,3 +183,10 @@ def test_a_committed_comparison_says_what_its_committed_runs_do(name, tmp_path, 
     compare(summaries, tmp_path)
     for file in ("comparison.md", "by_loop.csv", "claims.json"):
         assert (tmp_path / file).read_text() == (results / file).read_text(), file
+
+
+def test_committed_training_curves_are_of_the_committed_runs():
+    results = ROOT / "results" / "long"
+    runs = [run["summary"] for run in read_json(results / "runs.json")["runs"].values()]
+    last = pd.read_csv(results / "by_step.csv").groupby(["variant", "seed"])["step"].max().to_dict()
+    assert last == {(run["variant"], run["seed"]): run["config"]["training"]["steps"] for run in runs}

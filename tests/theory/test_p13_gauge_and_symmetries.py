@@ -27,7 +27,8 @@ def test_gauge_runs_are_bitwise_equal_for_powers_of_two_and_nearly_for_three(opt
     run = training(optimiser, **changes)
     gauge = p13.joint_gauge(run.model.architecture)
     assert p13.run_difference(run, gauge, 2.0**-6) == 0.0
-    assert 0.0 < p13.run_difference(run, gauge, 3.0) < 1e-9
+    # With a raw readout SGD soon multiplies the loss by 1e20 a step, and rounding with it.
+    assert 0.0 < p13.run_difference(replace(run, steps=2), gauge, 3.0) < 1e-9
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
