@@ -1,13 +1,12 @@
 """Ratio claims on synthetic norms in both directions."""
 
-import json
 import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from experiments.comparison import _claims, _final_norms, compare
+from experiments.comparison import _claims, compare
 from experiments.config import RunConfig, TrainingConfig
 from experiments.corpus import CorpusConfig
 from experiments.errors import UsageError
@@ -161,18 +160,6 @@ def test_what_ran_on_a_gpu_names_the_gpu_and_not_its_host():
     assert "Made 2026-01-03 on NVIDIA H200, 1 thread(s)" in provenance([gpu])
     both = provenance([gpu, summary("scale_visible", 1, 1.0)])
     assert "Made 2026-01-02 to 2026-01-03 on NVIDIA H200, P, " in both
-
-
-@pytest.mark.parametrize("size", ["cpu", "44m", "129m"])
-def test_the_published_claims_follow_from_the_published_norms(size):
-    folder = ROOT / "results" / size
-    rows = _claims(_final_norms(pd.read_csv(folder / "by_loop.csv")))
-    published = json.loads((folder / "claims.json").read_text())
-    assert [(row.quantity, row.observed, row.verdict) for row in rows] == [
-        (row["quantity"], row["observed"], row["verdict"]) for row in published
-    ]
-    text = (ROOT / "README.md").read_text()
-    assert all(row.observed in text for row in rows)
 
 
 @pytest.mark.parametrize("name", ["cpu", "contrast", "long", "44m", "129m"])
