@@ -202,3 +202,15 @@ def pressure(runs: Runs) -> Figure | None:
         symlog(axes, "y", 1e-2)
     shared_legend(drawn[0])
     return drawn[0]
+
+
+def common(runs: Runs) -> Figure | None:
+    drawn = by_panel(
+        runs, "common", "step", "common_fraction", xlabel="training step", ylabel="common fraction of h_K", log=False
+    )
+    if drawn is None:
+        return None
+    for axes in drawn[1]:
+        symlog(axes, "x", 1.0)
+    shared_legend(drawn[0])
+    return drawn[0]

@@ -166,6 +166,15 @@ PICTURES = (
         draw=figures.pressure,
     ),
     Picture(
+        key="common",
+        title="What is common to all tokens during training",
+        caption="Square of the mean state after the last loop, over the mean square: 1 where every token has the same "
+        "state. " + BAND,
+        table="common",
+        column="common_fraction",
+        draw=figures.common,
+    ),
+    Picture(
         key="deferred",
         title="Deferred visibility",
         caption="How well the later readouts see the scale of h_k, against a random direction; above by loop, below as "

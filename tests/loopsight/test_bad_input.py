@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loopsight.attribution import attribute_growth, log_norm_gradient, norm_degrees
 from loopsight.blind import blind_subspace
+from loopsight.common import common_derivative, common_fraction, common_vector
 from loopsight.deferred import deferred_identity
 from loopsight.derivatives import directional_derivative, pullback
 from loopsight.gramian import gramian_extremes
@@ -40,7 +41,7 @@ from loopsight.symmetry import (
 )
 
 MODULES = (
-    "attribution", "blind", "deferred", "derivatives", "gramian", "growth", "increments", "invariance",
+    "attribution", "blind", "common", "deferred", "derivatives", "gramian", "growth", "increments", "invariance",
     "observability", "optimiser_laws", "precision", "protocol", "radial", "symmetry",
 )  # fmt: skip
 NOT_FOR_INPUT = {"differentiable_kernels", "forward_mode", "require_adjoint", "require_double_states"}
@@ -78,6 +79,9 @@ OF_STATES = {
     radial_derivative: lambda h: radial_derivative(readout, h),
     degree: lambda h: degree(readout, h),
     epsilon_leak: lambda h: epsilon_leak(h, 1e-3),
+    common_vector: common_vector,
+    common_fraction: common_fraction,
+    common_derivative: lambda h: common_derivative(STATES, h),
     blind_subspace: lambda h: blind_subspace(readout, h),
     invariance: lambda h: invariance(loss, h, generator=generator()),
     visibility: lambda h: visibility(readout, h, STATES, generator=generator()),
@@ -111,6 +115,7 @@ BAD_STATES = {
 ANY_SHAPE = {  # of these the states' shape is the caller's own
     epsilon_leak, drive, asymptotic_step, asymptotic_slope, regime_number, second_order_step, low_precision_run,
     deferred_identity, blind_subspace, radial_derivative, radial_gradient_fraction, degree, gramian_extremes, pullback,
+    common_vector, common_fraction,
     log_norm_gradient, norm_degrees, attribute_growth, invariance,
 }  # fmt: skip
 COMPLAINTS = r"must|needs|holds|do not|does not|is no|cannot"
@@ -191,6 +196,11 @@ def test_callables_that_hide_their_derivative_are_refused(function):
 
 NAN, INT = {"w": ON["w"] * torch.nan}, {"w": torch.ones(3, dtype=torch.int64)}
 OTHERS = {
+    common_derivative: [
+        lambda: common_derivative(STATES * torch.nan, STATES),
+        lambda: common_derivative(STATES.long(), STATES),
+        lambda: common_derivative(STATES[:1], STATES),
+    ],
     norm_change: [lambda: norm_change(NAN, {"w": ON["w"]}), lambda: norm_change(INT, INT), lambda: norm_change({}, {})],
     sgd_square_norm: [lambda: sgd_square_norm(float("nan"), 1.0, lr=0.1), lambda: sgd_square_norm(1.0, -1.0, lr=0.1)],
     heavy_ball_square_norms: [

@@ -36,6 +36,7 @@ COLUMNS = {
     "growth_exponent": "quantity estimate low high",
     "attribution": "step_from step_to group contribution",
     "pressure": "step k0_pressure norm",
+    "common": "step l2_norm common_fraction common_derivative",
     "deferred": "k factor visibility immediate_visibility theory_exponent fitted_exponent",
     "coefficient_law": "placement coefficient_predicted coefficient_seen",
 }
@@ -108,7 +109,7 @@ def test_every_table_is_written_with_its_columns(measured):
     for name, columns in COLUMNS.items():
         table = read_table(measured, name)
         assert table.columns.tolist() == columns.split()
-        assert len(table) > 0 or name in ("attribution", "pressure")  # of runs that keep no snapshots
+        assert len(table) > 0 or name in ("attribution", "pressure", "common")  # of runs that keep no snapshots
     record = json.loads((measured / "measurements" / "measurements.json").read_text())
     assert record["version"] == 1 and record["trained_loops"] == 4
     assert (record["run"], record["variant"], record["seed"], record["preset"]) == (

@@ -198,6 +198,12 @@ def tables(config, name, jitter):
             k0_pressure=[jitter * (4.0 if config.model.readout.tied else 1e-3), 2.0, 1.0],
             norm=[10.0, 50.0, final],
         ),
+        "common": _frame(
+            step=[0, 10, 12],
+            l2_norm=[10.0, 50.0, final],
+            common_fraction=[0.1, 1.0 - 0.01 * jitter, 0.5],
+            common_derivative=[-1.0, 0.1, 0.0],
+        ),
         "deferred": _deferred(jitter, theory=-4.0 if between else 0.0 if raw else -2.0, blind=not raw),
         "coefficient_law": _frame(
             placement=["terminal", "per_loop"],
