@@ -10,12 +10,14 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench contrast long sweep factorial theory clean
+.PHONY: help run test notebooks lint format bench contrast long rates sweep factorial theory clean
 
-# Three seeds of some variants, into a folder, with options.
+SEEDS := 0 1 2
+
+# Some variants, each with all seeds, into a folder, with options.
 define train
 	for variant in $(1); do \
-	  $(BIN)/python experiments/run.py --variant $$variant --seeds 0 1 2 --out $(2) $(3) --resume || exit; done
+	  $(BIN)/python experiments/run.py --variant $$variant --seeds $(SEEDS) --out $(2) $(3) --resume || exit; done
 endef
 
 help:
@@ -26,6 +28,7 @@ help:
 	@echo "make bench      speed and memory against a plain implementation"
 	@echo "make contrast   what make run trains, and three variants beside it, three seeds, into results/contrast (20 minutes)"
 	@echo "make long       the contrast at 1,000 steps, with and without tie and N(0, 1), into results/long (two hours or three)"
+	@echo "make rates      two pairs of variants at three learning rates and with warm-up, into results/rates (an hour or two)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
@@ -75,8 +78,17 @@ long: $(VENV)/.installed
 	$(BIN)/python experiments/report.py runs/long -o results/long/report
 	$(BIN)/python experiments/publish.py runs/long results/long
 
+rates: SEEDS := 3 4 5
+rates: PAIRS := scale_invariant scale_visible untied_small_init_scale_invariant untied_small_init_scale_visible
+rates: $(VENV)/.installed
+	$(call train,$(PAIRS),runs/rates/1e-3,--steps 200 --learning-rate 1e-3)
+	$(call train,$(PAIRS),runs/rates/3e-3,--steps 200 --learning-rate 3e-3)
+	$(call train,$(PAIRS),runs/rates/3e-3-warmup,--steps 200 --learning-rate 3e-3 --warmup-steps 50)
+	$(call train,$(PAIRS),runs/rates/3e-4,--steps 200 --learning-rate 3e-4)
+	$(BIN)/python experiments/rates.py runs/rates results/rates
+
 sweep: $(VENV)/.installed
-	$(BIN)/python experiments/run.py --variant all --seeds 0 1 2 --steps 200 --out runs/sweep --resume
+	$(BIN)/python experiments/run.py --variant all --seeds $(SEEDS) --steps 200 --out runs/sweep --resume
 	$(BIN)/python experiments/report.py runs/sweep -o results/cpu/report
 	$(BIN)/python experiments/publish.py runs/sweep results/cpu
 	$(BIN)/python experiments/readme.py claims results/cpu/report/claims.md

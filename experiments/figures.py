@@ -53,6 +53,10 @@ def _step_axis(axes: Axes) -> None:
     axes.set(xlabel="training step", xscale="log")  # most of it happens in the first steps
 
 
+def _rate_axis(axes: Axes) -> None:
+    axes.set(xlabel="learning rate", xscale="log")
+
+
 def plain_ticks(figure: Figure) -> None:
     """Numbers without mathematical typesetting on logarithmic axes, and between decades where there are few."""
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -132,6 +136,36 @@ def draw_training(path: Path, by_step: pd.DataFrame, looks: dict[str, Look]) -> 
         "cross_entropy": ("its training cross-entropy (nats)", True),
     }
     _draw_by_panel(path, by_step, "step", quantities, looks, _step_axis)
+
+
+def draw_rates(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Norm and cross-entropy after training, over the learning rate, by variant, with 95 % intervals over seeds.
+
+    Args:
+        path: PNG to write.
+        runs: one row a run: `variant`, `seed`, `learning_rate`, `l2_norm`, `cross_entropy`.
+        looks: of every variant.
+    """
+    quantities = {
+        "l2_norm": ("mean L2 norm after the last loop", True),
+        "cross_entropy": ("its cross-entropy (nats)", False),
+    }
+    _draw_by_panel(path, runs, "learning_rate", quantities, looks, _rate_axis)
+
+
+def draw_common(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Norm and common fraction of the last loop's state at the kept steps of training, by variant.
+
+    Args:
+        path: PNG to write.
+        common: one row a run and step: `variant`, `seed`, `step`, `l2_norm`, `common_fraction`; steps from 1.
+        looks: of every variant.
+    """
+    quantities = {
+        "l2_norm": ("mean L2 norm after the last loop", True),
+        "common_fraction": ("its part common to all tokens", False),
+    }
+    _draw_by_panel(path, common, "step", quantities, looks, _step_axis)
 
 
 def _draw_by_panel(

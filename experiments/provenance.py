@@ -22,13 +22,18 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"{_by_counting(counted) if len(counted) == len(summaries) else ''}"
         f"Preset {first['config']['preset']} ({first['parameters']:,} parameters in {first['variant']}), "
         f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
-        f"learning rate {training['learning_rate']:g}, seeds "
+        f"{_learning_rates(summaries)}, seeds "
         f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
         f"Made {' to '.join(dates[:1] + dates[1:][-1:])} on {all_of(_machine)}, "
         f"{all_of(lambda s: str(s['torch_threads']))} thread(s), Python {all_of(lambda s: s['python'])}, torch "
         f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
         f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
     )
+
+
+def _learning_rates(summaries: Sequence[dict[str, Any]]) -> str:
+    rates = sorted({summary["config"]["training"]["learning_rate"] for summary in summaries})
+    return f"learning rate{'s' * (len(rates) > 1)} {', '.join(f'{rate:g}' for rate in rates)}"
 
 
 def _by_counting(counted: Sequence[dict[str, Any]]) -> str:

@@ -61,6 +61,11 @@ SUITE = (
 )
 
 
+def questions_of(*tables: str) -> tuple[Measure, ...]:
+    """The questions of the suite that make these tables."""
+    return tuple(question for question in SUITE if set(question.tables) & set(tables))
+
+
 def measure_run(
     folder: Path,
     cache: Path,

@@ -1,0 +1,66 @@
+"""Compare runs that differ in learning rate and warm-up, pack them as committed evidence, and show them in the README.
+
+python experiments/rates.py runs/rates results/rates       a folder of runs for every schedule (`make rates`)
+python experiments/rates.py results/rates results/rates    packed already
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
+
+from experiments.errors import exit_status  # noqa: E402
+
+
+def main() -> None:
+    """Parse the command line and carry it out."""
+    import pandas as pd
+
+    from experiments.corpus import default_cache
+    from experiments.errors import UsageError
+    from experiments.evidence import is_packed, pack, unpack
+    from experiments.measure.suite import measure_run, questions_of, read_table
+    from experiments.readme import read_text, replace_section, section
+    from experiments.runs import finished_summaries
+    from experiments.schedules import compare_schedules, identity
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder whose folders hold runs, packed or not, of one schedule each")
+    parser.add_argument("results", type=Path, help="folder for tables and figures, for example results/rates")
+    parser.add_argument("--readme", type=Path, default=None, help="file whose section is replaced (default: README.md)")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of prepared tokens")
+    arguments = parser.parse_args()
+    folders = sorted(path for path in arguments.runs.glob("*") if path.is_dir())
+    if not folders:
+        raise UsageError(f"{arguments.runs} has no folders; name the one that holds a folder of runs a schedule.")
+    readme, name = arguments.readme or Path(__file__).resolve().parents[1] / "README.md", arguments.results.name
+    section(read_text(readme), name)  # before anything is written
+    summaries, tables, to_pack = [], [], {}
+    with TemporaryDirectory() as scratch:
+        for folder in folders:
+            packed = is_packed(folder)
+            where = unpack(folder, Path(scratch) / folder.name) if packed else folder
+            found, unfinished = finished_summaries(where)
+            if unfinished:
+                print(f"left out, unfinished: {', '.join(unfinished)} of {folder}", file=sys.stderr)
+            for summary in found:
+                run = where / summary["run"]
+                if not packed:
+                    measure_run(run, arguments.cache, questions=questions_of("common"))
+                tables.append(read_table(run, "common").assign(**identity(summary)))
+            summaries += found
+            if not packed:
+                to_pack[folder.name] = ([where / summary["run"] for summary in found], unfinished)
+    if not summaries:
+        raise UsageError(f"{arguments.runs} holds no finished run; train some with `make rates` first.")
+    text = compare_schedules(summaries, pd.concat(tables, ignore_index=True), arguments.results)
+    for schedule, (runs, unfinished) in to_pack.items():
+        pack(runs, arguments.results / schedule, missing=unfinished)
+    replace_section(readme, name, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,274 @@
+"""Norms under several learning rates: laws that are planted are found, and every prediction can fail."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from experiments.config import RunConfig, TrainingConfig
+from experiments.corpus import CorpusConfig
+from experiments.errors import UsageError
+from experiments.evidence import unpack
+from experiments.measure.suite import read_table
+from experiments.readme import ROOT, section
+from experiments.runs import finished_summaries
+from experiments.schedules import (
+    HIGH,
+    LOW,
+    MIDDLE,
+    PREDICTIONS,
+    SCHEDULES,
+    TIED_BLIND,
+    TIED_RAW,
+    UNTIED_BLIND,
+    UNTIED_RAW,
+    WARMED,
+    compare_schedules,
+    identity,
+)
+from experiments.variants import find
+from models import PRESETS
+
+RESULTS = ROOT / "results" / "rates"
+EXPONENTS = {TIED_BLIND: 0.3, TIED_RAW: -0.1, UNTIED_BLIND: 1.0, UNTIED_RAW: 0.0}
+AT_MIDDLE = {TIED_BLIND: 600.0, TIED_RAW: 5.0, UNTIED_BLIND: 60.0, UNTIED_RAW: 20.0}
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    for name in ("draw_rates", "draw_common"):
+        monkeypatch.setattr(f"experiments.schedules.{name}", lambda *_: None)
+
+
+def summary(variant, schedule, seed, norm, loss=3.0):
+    rate, warmup = schedule
+    config = RunConfig(
+        variant=variant,
+        preset="tiny",
+        seed=seed,
+        model=find(variant).model_config(replace(PRESETS["tiny"], num_loops=2)),
+        supervision=find(variant).supervision,
+        training=TrainingConfig(steps=200, batch_size=4, learning_rate=rate, warmup_steps=warmup),
+        corpus=CorpusConfig(data="synthetic"),
+        corpus_key="k",
+    )
+    session = {"date": "2026-01-02", "processor": "P", "torch_threads": 1, "device": "cpu", "python": "3.11"}
+    return {
+        "run": config.name,
+        "variant": variant,
+        "seed": seed,
+        "parameters": 1000,
+        "config": config.to_dict(),
+        "sessions": [session | {"packages": {"torch": "2.13"}, "commit": "0123", "uncommitted_changes": False}],
+        "corpus": {"note": None},
+        "validation": {"tokens": 99, "cross_entropy": [9.0, loss], "l2_norm": {"mean": [1.0, norm]}},
+    }
+
+
+def world():
+    """A power law of the rate for every variant, all predictions true; by variant and schedule, three seeds each."""
+    return {
+        (variant, schedule): [
+            summary(
+                variant,
+                schedule,
+                seed,
+                norm=AT_MIDDLE[variant]
+                * (1 + 0.01 * seed)
+                * (schedule[0] / 1e-3) ** power
+                * (0.5 if schedule == WARMED else 1.0),
+                loss=3.0 + math.log10(schedule[0]) + 0.01 * seed,
+            )
+            for seed in (3, 4, 5)
+        ]
+        for variant, power in EXPONENTS.items()
+        for schedule in SCHEDULES
+    }
+
+
+def commons(runs, most=0.999):
+    """At three steps, the last of them lower."""
+    steps = [(0, 0.1), (10, most), (200, 0.5)]
+    rows = [identity(run) | {"step": s, "l2_norm": 1.0, "common_fraction": f} for run in runs for s, f in steps]
+    return pd.DataFrame(rows)
+
+
+def verdicts(cells, out, most=0.999):
+    runs = [run for of_cell in cells.values() for run in of_cell]
+    compare_schedules(runs, commons(runs, most), out)
+    return json.loads((out / "claims.json").read_text())
+
+
+def test_planted_laws_are_found(tmp_path):
+    rows = verdicts(world(), tmp_path)
+    assert len(rows) == len(PREDICTIONS)
+    assert {row["verdict"] for row in rows if row["predicted"] != "none made"} == {"supported"}
+    observed = {row["quantity"]: row["observed"] for row in rows}
+    assert observed["untied, small, blind: d log norm / d log rate"].startswith("1 [1, 1] over 3")
+    assert observed["tied, N(0, 1), blind: d log norm / d log rate"].startswith("0.3 [0.3, 0.3]")
+    assert observed["tied, N(0, 1), raw: d log norm / d log rate"].startswith("-0.1 [")
+    assert observed["tied, blind: norm with warm-up / without"].startswith("0.5 [0.5, 0.5]")
+    assert observed["untied, at 1e-3: blind norm / raw"].startswith("3 [3, 3]")
+    assert observed["untied, blind: cross-entropy at 1e-3 - at 3e-3, nats"].startswith("-0.477 [-0.477, -0.477]")
+
+
+FALSE = {
+    "untied, blind: norm at 3e-3 / at 1e-3": (UNTIED_BLIND, HIGH, 0.5),
+    "untied, raw: norm at 3e-3 / at 1e-3": (UNTIED_RAW, HIGH, 3.0),
+    "untied, at 1e-3: blind norm / raw": (UNTIED_BLIND, MIDDLE, 2.0),
+    "untied, blind: norm with warm-up / without": (UNTIED_BLIND, WARMED, 3.0),
+    **{f"tied, at {name}: blind norm / raw": (TIED_RAW, s, 300.0) for s, name in SCHEDULES.items()},
+}
+
+
+@pytest.mark.parametrize("quantity", FALSE)
+def test_a_prediction_fails_where_its_own_cell_is_otherwise(quantity, tmp_path):
+    variant, schedule, factor = FALSE[quantity]
+    cells = world()
+    for run in cells[variant, schedule]:
+        run["validation"]["l2_norm"]["mean"][-1] *= factor
+    (row,) = [row for row in verdicts(cells, tmp_path) if row["quantity"] == quantity]
+    assert row["verdict"] == "not supported"
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(0.5, ("not supported", "supported")), (3.0, ("supported", "not supported"))]
+)
+def test_the_tied_norm_was_put_between_two_bounds(factor, expected, tmp_path):
+    cells = world()
+    for run in cells[TIED_BLIND, HIGH]:
+        run["validation"]["l2_norm"]["mean"][-1] *= factor
+    rows = [row for row in verdicts(cells, tmp_path) if row["quantity"] == "tied, blind: norm at 3e-3 / at 1e-3"]
+    assert tuple(row["verdict"] for row in rows) == expected
+
+
+def test_a_lower_loss_at_the_higher_rate_and_states_that_differ_are_seen(tmp_path):
+    cells = world()
+    for run in cells[UNTIED_BLIND, HIGH]:
+        run["validation"]["cross_entropy"][-1] = 0.0
+    rows = {row["quantity"]: row["verdict"] for row in verdicts(cells, tmp_path, most=0.98)}
+    assert rows["untied, blind: cross-entropy at 1e-3 - at 3e-3, nats"] == "not supported"
+    assert rows["1 - largest common fraction, worst blind run at 1e-3 and above"] == "not supported"
+
+
+def test_one_blind_run_that_differs_spoils_the_common_fraction_and_a_raw_one_does_not(tmp_path):
+    runs = [run for of_cell in world().values() for run in of_cell]
+    common = commons(runs)
+    for variant, expected in ((TIED_RAW, "supported"), (TIED_BLIND, "inconclusive")):
+        rows = (common["variant"] == variant) & (common["learning_rate"] == HIGH[0]) & (common["seed"] == 4)
+        common.loc[rows, "common_fraction"] = 0.2
+        compare_schedules(runs, common, tmp_path)
+        claims = json.loads((tmp_path / "claims.json").read_text())
+        assert [c["verdict"] for c in claims if c["quantity"].startswith("1 - largest")] == [expected]
+
+
+def test_what_was_not_run_is_left_out(tmp_path):
+    cells = {key: runs for key, runs in world().items() if key[1] != LOW}
+    cells[UNTIED_RAW, MIDDLE] = cells[UNTIED_RAW, MIDDLE][:1]
+    rows = {row["quantity"]: row for row in verdicts(cells, tmp_path)}
+    assert not any("3e-4" in quantity for quantity in rows)
+    assert rows["untied, at 1e-3: blind norm / raw"]["observed"].endswith("over 1 seed")
+    assert rows["untied, at 1e-3: blind norm / raw"]["verdict"] == "inconclusive"
+    assert "d log norm" not in "".join(rows)
+    table = (tmp_path / "rates.md").read_text()
+    assert table.count("| tied, N(0, 1)") == table.count("| untied, small") == 3
+
+
+def test_runs_of_another_kind_are_refused(tmp_path):
+    def refused(match, *runs):
+        with pytest.raises(UsageError, match=match):
+            compare_schedules(runs, commons(runs), tmp_path)
+
+    first = summary(TIED_BLIND, HIGH, 3, 1.0)
+    longer = summary(TIED_BLIND, LOW, 3, 1.0)
+    longer["config"]["training"]["steps"] = 300
+    refused("differ in more than", first, longer)
+    refused("another schedule than these: 3e-4; 1e-3", first, summary(TIED_BLIND, (1e-2, 0), 3, 1.0))
+    refused("another schedule", first, summary(TIED_BLIND, (3e-3, 10), 3, 1.0))
+    refused("neither pair", first, summary("norm_penalty", HIGH, 3, 1.0))
+    refused("given twice", first, first)
+
+
+@pytest.fixture
+def readme(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("<!-- rates -->\nold\n<!-- /rates -->\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """Summaries and tables of the committed runs."""
+    out, summaries, tables = tmp_path_factory.mktemp("unpacked"), [], []
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        where = unpack(folder, out / folder.name)
+        found, unfinished = finished_summaries(where)
+        assert not unfinished
+        summaries += found
+        tables += [read_table(where / run["run"], "common").assign(**identity(run)) for run in found]
+    return summaries, pd.concat(tables, ignore_index=True)
+
+
+def test_the_committed_comparison_says_what_its_committed_runs_do(committed, tmp_path):
+    text = compare_schedules(*committed, tmp_path)
+    for file in ("rates.md", "runs.csv", "common.csv", "claims.json"):
+        assert (tmp_path / file).read_text() == (RESULTS / file).read_text(), file
+    assert section((ROOT / "README.md").read_text(), "rates") == text
+    assert len(committed[0]) == 48
+
+
+def test_the_command_compares_packed_runs_and_fills_the_readme(inside, readme, tmp_path):
+    done = inside(RESULTS, tmp_path / "rates", "--readme", readme, main="experiments.rates")
+    assert done.returncode == 0, done.stderr
+    assert section(readme.read_text(), "rates") == (RESULTS / "rates.md").read_text().strip()
+
+
+def test_the_command_refuses_what_holds_no_runs(inside, readme, tmp_path):
+    def error(*arguments):
+        done = inside(*arguments, "--readme", readme, main="experiments.rates")
+        assert done.returncode == 2 and done.stderr.startswith("error: ")
+        return done.stderr
+
+    assert "has no folders" in error(tmp_path / "none", tmp_path / "rates")
+    (tmp_path / "runs" / "3e-3").mkdir(parents=True)
+    assert "no finished run" in error(tmp_path / "runs", tmp_path / "rates")
+    assert "no section" in error(RESULTS, tmp_path / "another")
+    assert "old" in readme.read_text() and not (tmp_path / "rates").exists()
+
+
+def test_unpacked_runs_are_measured_and_packed(inside, trained_run, cache, readme, tmp_path):
+    folder, summary_of_run = trained_run
+    shutil.copytree(folder, tmp_path / "runs" / "3e-3" / folder.name)
+    unfinished = tmp_path / "runs" / "3e-3" / "interrupted-0"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text("{}")
+    arguments = (tmp_path / "runs", tmp_path / "rates", "--readme", readme, "--cache", cache)
+    done = inside(*arguments, main="experiments.rates")
+    assert done.returncode == 0, done.stderr
+    assert "left out, unfinished: interrupted-0" in done.stderr
+    packed = json.loads((tmp_path / "rates" / "3e-3" / "runs.json").read_text())
+    assert packed["runs"].keys() == {folder.name} and packed["missing"] == ["interrupted-0"]
+    assert [path.name for path in (tmp_path / "rates" / "3e-3" / "tables").iterdir()] == ["common.csv"]
+    runs = pd.read_csv(tmp_path / "rates" / "runs.csv")
+    assert runs["l2_norm"].tolist() == pytest.approx([summary_of_run["validation"]["l2_norm"]["mean"][-1]], rel=1e-5)
+    assert runs["most_common"].between(0.0, 1.0).all()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained_run(inside, cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.figures.draw_run", lambda *_: None)
+        options = ["--preset", "tiny", "--steps", "2", "--data", "synthetic", "--learning-rate", "3e-3"]
+        done = inside("--variant", TIED_BLIND, *options, "--out", out, "--cache", cache)
+    assert done.returncode == 0, done.stderr
+    folder = out / f"{TIED_BLIND}-0"
+    return folder, json.loads((folder / "summary.json").read_text())
