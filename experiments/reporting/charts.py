@@ -1,6 +1,7 @@
 """Every measurement as a figure, continued: points and bars, one row a variant."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,10 +18,23 @@ from experiments.reporting.style import INK, looks, symlog, table
 
 
 def points(
-    axes: Axes, rows: pd.DataFrame, value: str, hue: str, runs: Runs, *, log: bool = False, legend: bool = True
+    axes: Axes,
+    rows: pd.DataFrame,
+    value: str,
+    hue: str,
+    runs: Runs,
+    *,
+    log: bool = False,
+    legend: bool = True,
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
-    """A row for each variant, a colour for each level: mean and 95 % interval over seeds."""
+    """A row for each variant, a colour for each level: mean and 95 % interval over seeds, cut to what a mean can be."""
     present = set(rows["variant"])
+
+    def interval(values: Any) -> tuple[float, float]:
+        low, high = np.clip((log_bounds if log else bounds)(values), *within)
+        return low, high
+
     sns.pointplot(
         rows,
         x=value,
@@ -33,7 +47,7 @@ def points(
         markersize=4,
         err_kws={"linewidth": 1.5},
         estimator=geometric_mean if log else "mean",
-        errorbar=log_bounds if log else bounds,
+        errorbar=interval,
         legend="auto" if legend else False,
         ax=axes,
     )
@@ -43,13 +57,21 @@ def points(
 
 
 def _by_variant(
-    runs: Runs, rows: pd.DataFrame, value: str, hue: str, label: str, *, log: bool = False, zero: float | None = None
+    runs: Runs,
+    rows: pd.DataFrame,
+    value: str,
+    hue: str,
+    label: str,
+    *,
+    log: bool = False,
+    zero: float | None = None,
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> Figure | None:
     if rows.empty or rows[value].dropna().empty:
         return None
     rows = rows.dropna(subset=[value])
     figure, axes = plt.subplots(figsize=(8.0, 1.6 + 0.32 * rows["variant"].nunique()), layout="constrained")
-    points(axes, rows, value, hue, runs, log=log)
+    points(axes, rows, value, hue, runs, log=log, within=within)
     axes.set_xlabel(label)
     if zero is not None:
         axes.axvline(zero, color=INK, linewidth=0.8, linestyle=":")
@@ -78,7 +100,8 @@ def clamp(runs: Runs) -> Figure | None:
 
 
 def halting(runs: Runs) -> Figure | None:
-    return _by_variant(runs, table(runs, "halting"), "average_loops", "policy", "loops used on average, of K")
+    rows, depth = table(runs, "halting"), float(runs[0].measured.trained_loops)
+    return _by_variant(runs, rows, "average_loops", "policy", "loops used on average, of K", within=(1.0, depth))
 
 
 def coefficient_law(runs: Runs) -> Figure | None:
@@ -107,7 +130,7 @@ def pareto(runs: Runs) -> Figure | None:
                 continue
             mean = of.groupby("k")[["tokens_per_second", "cross_entropy"]].mean()
             axes.plot(
-                mean["tokens_per_second"],
+                mean["tokens_per_second"] / 1000,
                 mean["cross_entropy"],
                 color=how.colour,
                 marker=how.marker,
@@ -115,7 +138,11 @@ def pareto(runs: Runs) -> Figure | None:
                 label=variant,
             )
         axes.set(
-            xscale="log", yscale="log", title=panel, xlabel="tokens a second", ylabel="cross-entropy (nats a token)"
+            xscale="log",
+            yscale="log",
+            title=panel,
+            xlabel="thousand tokens a second",
+            ylabel="cross-entropy (nats a token)",
         )
     shared_legend(figure)
     return figure

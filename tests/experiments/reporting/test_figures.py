@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from experiments.comparison import compare
-from experiments.curves import geometric_mean, lines, log_bounds, look, panels, shared_legend
-from experiments.reporting import figures
+from experiments.curves import bounds, geometric_mean, lines, log_bounds, look, panels, shared_legend
+from experiments.reporting import charts, figures
 from experiments.reporting.collect import MeasuredRun
 from experiments.reporting.style import table, themed
 
@@ -79,11 +79,25 @@ def test_increments(runs):
         (figures.norm_by_loop, "loops", "k", "l2_norm_mean", geometric_mean),
         (figures.cross_entropy_by_loop, "loops", "k", "cross_entropy", geometric_mean),
         (figures.scale_sensitivity, "scale_sensitivity", "factor", "change", "mean"),
+        (figures.common, "common", "step", "common_fraction", "mean"),
     ],
 )
 def test_one_quantity_in_every_panel(runs, draw, name, x, column, middle):
     with themed():
         require_drawn(draw(runs), table(runs, name), [column], x, middle)
+
+
+def test_bars_end_where_a_mean_can_be_no_further(runs):
+    for run in runs:
+        loops = [1.0, 1.1, 3.9][run.config.seed]  # 2.0 [-2.1, 6.1]
+        run.measured.tables["halting"]["average_loops"] = [loops, 2.0 + 0.1 * loops, 4.0]
+    with themed():
+        figure = charts.halting(runs)
+        bars = {
+            tuple(np.round(line.get_xdata(), 3)) for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2
+        }
+    low, high = bounds([2.1, 2.11, 2.39])
+    assert bars == {(1.0, 4.0), (round(low, 3), round(high, 3)), (4.0, 4.0)}
 
 
 def test_the_band_is_the_interval_over_seeds(runs):
