@@ -175,9 +175,10 @@ def compare_schedules(summaries: Sequence[dict[str, Any]], common: pd.DataFrame,
         out: folder.
 
     Raises:
-        UsageError: the runs differ in more, or a schedule or variant is not of this experiment.
+        UsageError: the runs differ in more, a schedule or variant is not of this experiment, or a run has no table.
     """
     _require_comparable(summaries)
+    _require_kept_weights(summaries, common)
     runs = _runs(summaries, common)
     rows = [row for prediction in PREDICTIONS if (row := _judge(prediction, runs))]
     text = "\n\n".join([_cells(runs), rows_as_markdown(as_dicts(rows)), INTERVALS + provenance(summaries)])
@@ -223,10 +224,17 @@ def _require_comparable(summaries: Sequence[dict[str, Any]]) -> None:
         raise UsageError("a run was given twice; seeds must differ, or their interval means nothing.")
 
 
+def _require_kept_weights(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> None:
+    with_rows = set(zip(*(common[key] for key in identity(summaries[0])), strict=True))
+    for summary in summaries:
+        if tuple(identity(summary).values()) not in with_rows:
+            raise UsageError(f"{summary['run']} kept no weights along training; train it again with --snapshots 10.")
+
+
 def _runs(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> pd.DataFrame:
     """One row a run, in the order of schedules and pairs."""
     keys = list(identity(summaries[0]))
-    fractions = common.sort_values("step").groupby(keys)["common_fraction"].agg(most_common="max", last_common="last")
+    along = pd.DataFrame([dict(zip(keys, run, strict=True)) | _along(rows) for run, rows in common.groupby(keys)])
     rows = [
         identity(summary)
         | {
@@ -235,8 +243,24 @@ def _runs(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> pd.DataF
         }
         for summary in summaries
     ]
-    runs = pd.DataFrame(rows).join(fractions, on=keys)
+    runs = pd.DataFrame(rows).merge(along, on=keys)
     return runs.sort_values(["learning_rate", "warmup_steps", "variant", "seed"], ignore_index=True)
+
+
+def _along(rows: pd.DataFrame) -> dict[str, float]:
+    """Of one training: the largest and the last common fraction, and by what the norm grew after the loss had turned.
+
+    It turns at the first kept step at which it would have the common vector smaller, after one at which it would have
+    it larger; NaN where it never does.
+    """
+    rows = rows.sort_values("step")
+    pull, norms = rows["common_derivative"], rows["l2_norm"]
+    turned = norms[(pull > 0.0) & (pull.shift() < 0.0)]
+    return {
+        "most_common": rows["common_fraction"].max(),
+        "last_common": rows["common_fraction"].iloc[-1],
+        "growth_after_turn": norms.max() / turned.iloc[0] if len(turned) else math.nan,
+    }
 
 
 def _judge(prediction: Prediction, runs: pd.DataFrame) -> Row | None:
@@ -268,6 +292,7 @@ def _cells(runs: pd.DataFrame) -> str:
             losses = [_of(runs, (variant, schedule), "cross_entropy") for variant in (blind, raw)]
             ratio = (norms[blind] / norms[raw]).dropna()
             fractions = [_of(runs, (blind, schedule), column) for column in ("most_common", "last_common")]
+            after = _of(runs, (blind, schedule), "growth_after_turn").dropna().tolist()
             rows.append(
                 [
                     pair,
@@ -275,7 +300,9 @@ def _cells(runs: pd.DataFrame) -> str:
                     *(geometric_interval(of.tolist()).text(3) for of in (*norms.values(), ratio)),
                     *(t_interval(of.tolist()).text(4) for of in losses),
                     *(f"{of.mean():.3g}" for of in fractions),
+                    geometric_interval(after).text(3) if after else "",
                 ]
             )
     header = ["head, embeddings", "learning rate", "norm, blind", "norm, raw", "ratio", "CE, blind", "CE, raw"]
-    return markdown([*header, "common, at most (blind)", "common, at the end (blind)"], rows)
+    of_blind = ["common, at most", "common, at the end", "growth after the loss turned"]
+    return markdown([*header, *(f"{name} (blind)" for name in of_blind)], rows)

@@ -19,6 +19,7 @@ from experiments.schedules import (
     HIGH,
     LOW,
     MIDDLE,
+    PAIRS,
     PREDICTIONS,
     SCHEDULES,
     TIED_BLIND,
@@ -90,10 +91,15 @@ def world():
 
 
 def commons(runs, most=0.999):
-    """At three steps, the last of them lower."""
-    steps = [(0, 0.1), (10, most), (200, 0.5)]
-    rows = [identity(run) | {"step": s, "l2_norm": 1.0, "common_fraction": f} for run in runs for s, f in steps]
-    return pd.DataFrame(rows)
+    """The loss turns at step 10, at a norm of 4, and at 20 once more; the norm's largest is 6, its last 2."""
+    steps = [
+        {"step": 0, "l2_norm": 1.0, "common_fraction": 0.1, "common_derivative": 0.1},
+        {"step": 5, "l2_norm": 3.0, "common_fraction": 0.2, "common_derivative": -0.1},
+        {"step": 10, "l2_norm": 4.0, "common_fraction": most, "common_derivative": 0.1},
+        {"step": 15, "l2_norm": 6.0, "common_fraction": 0.6, "common_derivative": -0.1},
+        {"step": 20, "l2_norm": 5.0, "common_fraction": 0.5, "common_derivative": 0.1},
+    ]
+    return pd.DataFrame([identity(run) | of_step for run in runs for of_step in steps]).sample(frac=1.0, random_state=0)
 
 
 def verdicts(cells, out, most=0.999):
@@ -113,6 +119,20 @@ def test_planted_laws_are_found(tmp_path):
     assert observed["tied, blind: norm with warm-up / without"].startswith("0.5 [0.5, 0.5]")
     assert observed["untied, at 1e-3: blind norm / raw"].startswith("3 [3, 3]")
     assert observed["untied, blind: cross-entropy at 1e-3 - at 3e-3, nats"].startswith("-0.477 [-0.477, -0.477]")
+
+
+def test_the_table_has_each_pair_under_each_schedule(tmp_path):
+    verdicts(world(), tmp_path)
+    lines = (tmp_path / "rates.md").read_text().splitlines()
+    cells = {
+        (row[0], row[1]): row[2:] for row in ([c.strip() for c in line.strip("|").split("|")] for line in lines[2:10])
+    }
+    assert cells.keys() == {(pair, name) for pair in PAIRS for name in SCHEDULES.values()}
+    blind, raw, ratio, loss_of_blind, loss_of_raw, most, last, after = cells["untied, small", "1e-3"]
+    assert blind.startswith("62.4 [") and raw.startswith("20.8 [") and ratio == "3 [3, 3]"
+    assert loss_of_blind == loss_of_raw and loss_of_raw.startswith("0.04 [")
+    assert (most, last, after) == ("0.999", "0.5", "1.5 [1.5, 1.5]")
+    assert cells["tied, N(0, 1)", "3e-3 after 50 steps of warm-up"][0].startswith("434 [")
 
 
 FALSE = {
@@ -177,6 +197,15 @@ def test_what_was_not_run_is_left_out(tmp_path):
     assert table.count("| tied, N(0, 1)") == table.count("| untied, small") == 3
 
 
+def test_a_loss_that_never_turns_leaves_a_gap(tmp_path):
+    runs = [run for of_cell in world().values() for run in of_cell]
+    common = commons(runs)
+    common["common_derivative"] = -common["step"] - 1.0
+    compare_schedules(runs, common, tmp_path)
+    assert pd.read_csv(tmp_path / "runs.csv")["growth_after_turn"].isna().all()
+    assert "nan" not in (tmp_path / "rates.md").read_text()
+
+
 def test_runs_of_another_kind_are_refused(tmp_path):
     def refused(match, *runs):
         with pytest.raises(UsageError, match=match):
@@ -190,6 +219,10 @@ def test_runs_of_another_kind_are_refused(tmp_path):
     refused("another schedule", first, summary(TIED_BLIND, (3e-3, 10), 3, 1.0))
     refused("neither pair", first, summary("norm_penalty", HIGH, 3, 1.0))
     refused("given twice", first, first)
+    other = summary(TIED_BLIND, HIGH, 4, 1.0)
+    for common in (commons([first]), commons([first]).head(0)):
+        with pytest.raises(UsageError, match="kept no weights along training"):
+            compare_schedules([first, other], common, tmp_path)
 
 
 @pytest.fixture
