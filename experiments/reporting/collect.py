@@ -82,23 +82,35 @@ def collect(folders: Iterable[Path], measure: Measure | None) -> Collection:
     Of runs that differ in more than variant and seed, the largest group is kept; of two runs of the same variant
     and seed, the first.
     """
-    runs, skipped = [], []
+    runs, skipped, lacking = [], [], {}
     for folder in folders:
         try:
-            run, missing = _read(folder, measure)
+            run, lacking[folder] = _read(folder, measure)
             runs.append(run)
-            skipped += missing
         except (RunError, UsageError, OSError, ValueError, RuntimeError) as error:
             skipped.append(Skipped(name=folder.name, reason=first_line(error)))
     kept, others = _of_one_kind(runs)
-    return Collection(runs=tuple(kept), skipped=(*skipped, *others))
+    return Collection(runs=tuple(kept), skipped=(*_missing_tables(lacking), *skipped, *others))
+
+
+def _missing_tables(lacking: dict[Path, dict[str, str]]) -> list[Skipped]:
+    """From each run's missing tables with the reason; what all runs lack alike is said once."""
+    count = Counter(item for missing in lacking.values() for item in missing.items())
+    everywhere = [item for item, runs in count.items() if runs == len(lacking) > 1]
+    return [Skipped(name=f"table {table} of all runs", reason=reason) for table, reason in everywhere] + [
+        Skipped(name=f"{folder.name}, table {table}", reason=reason)
+        for folder, missing in lacking.items()
+        for table, reason in missing.items()
+        if (table, reason) not in everywhere
+    ]
 
 
 def _looks_like_a_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (CONFIG, SUMMARY, CHECKPOINT, FOLDER))
 
 
-def _read(folder: Path, measure: Measure | None) -> tuple[MeasuredRun, list[Skipped]]:
+def _read(folder: Path, measure: Measure | None) -> tuple[MeasuredRun, dict[str, str]]:
+    """A run, and why by name of each table that it lacks."""
     if not (folder / CONFIG).exists():
         raise RunError(f"incomplete: it has no {CONFIG}")
     config = read_config(folder)
@@ -108,12 +120,12 @@ def _read(folder: Path, measure: Measure | None) -> tuple[MeasuredRun, list[Skip
     if measure is not None:
         measure(folder)
     record = _read_record(folder / FOLDER / RECORD)
-    tables, missing = {}, []
+    tables, missing = {}, {}
     for name in SCHEMA:
         try:
             tables[name] = _read_table(folder / FOLDER / f"{name}.csv", SCHEMA[name])
         except (RunError, OSError, ValueError) as error:
-            missing.append(Skipped(name=f"{folder.name}, table {name}", reason=first_line(error)))
+            missing[name] = first_line(error)
     labels = (config.variant, *filter(None, [cell_of(config)]))
     measured = RunTables(
         name=folder.name, labels=labels, seed=config.seed, trained_loops=config.model.num_loops, tables=tables

@@ -83,6 +83,15 @@ def test_a_bad_table_is_named_and_the_run_is_read(damage, reason, runs):
     assert len(read) == 4
 
 
+def test_what_all_runs_lack_is_said_once(runs):
+    tables = sorted(runs.glob("*/measurements/clamp.csv"))
+    for path in tables[1:]:
+        path.unlink()
+    assert list(skipped(runs)[0]) == [f"{path.parents[1].name}, table clamp" for path in tables[1:]]
+    tables[0].unlink()
+    assert skipped(runs)[0] == {"table clamp of all runs": "missing"}
+
+
 def test_an_empty_table_is_read_as_one(runs):
     path = runs / "scale_visible-0" / "measurements" / "pressure.csv"
     path.write_text(pd.read_csv(path).iloc[:0].to_csv(index=False))
