@@ -90,6 +90,7 @@ def test_what_all_runs_lack_is_said_once(runs):
     assert list(skipped(runs)[0]) == [f"{path.parents[1].name}, table clamp" for path in tables[1:]]
     tables[0].unlink()
     assert skipped(runs)[0] == {"table clamp of all runs": "missing"}
+    assert list(skipped(runs / "scale_visible-0")[0]) == ["scale_visible-0, table clamp"]
 
 
 def test_an_empty_table_is_read_as_one(runs):
