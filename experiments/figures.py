@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from experiments.curves import Look, lines, panels, shared_legend
 from experiments.files import atomic_path
@@ -53,19 +54,34 @@ def _step_axis(axes: Axes) -> None:
     axes.set(xlabel="training step", xscale="log")  # most of it happens in the first steps
 
 
+def _kept_step_axis(axes: Axes) -> None:
+    _step_axis(axes)
+    if axes.get_yscale() == "linear":
+        fraction_axis(axes)
+
+
 def _rate_axis(axes: Axes) -> None:
     axes.set(xlabel="learning rate", xscale="log")
+    axes.set_xticks(sorted({float(rate) for line in axes.get_lines() for rate in np.asarray(line.get_xdata())}))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def fraction_axis(axes: Axes) -> None:
+    """From 0 to 1: an interval under normality may leave them, a fraction cannot."""
+    axes.set_ylim(0.0, 1.01)
 
 
 def plain_ticks(figure: Figure) -> None:
-    """Numbers without mathematical typesetting on logarithmic axes, and between decades where there are few."""
+    """Numbers without mathematical typesetting on logarithmic axes, and between decades where there are few; ticks that
+    were chosen stay."""
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         if axis.get_scale() not in ("log", "symlog"):
             continue
+        chosen = isinstance(axis.get_major_locator(), FixedLocator)
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         low, high = axis.get_view_interval()
         shown: tuple[int, ...] = ()
-        if axis.get_scale() == "log" and high < 100 * low:
+        if axis.get_scale() == "log" and high < 100 * low and not chosen:
             shown = (2, 3, 4, 5, 6, 8) if high < 10 * low else (2, 5)
             axis.set_minor_locator(LogLocator(subs=shown))
         axis.set_minor_formatter(FuncFormatter(lambda value, _, shown=shown: f"{value:g}" if shown else ""))
@@ -165,7 +181,7 @@ def draw_common(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> Non
         "l2_norm": ("mean L2 norm after the last loop", True),
         "common_fraction": ("its part common to all tokens", False),
     }
-    _draw_by_panel(path, common, "step", quantities, looks, _step_axis)
+    _draw_by_panel(path, common, "step", quantities, looks, _kept_step_axis)
 
 
 def _draw_by_panel(
