@@ -57,6 +57,14 @@ def contrasts(size, cell=""):
     return (norms[f"{cell}scale_invariant"] / norms[f"{cell}scale_visible"]).dropna()
 
 
+def by_schedule(column):
+    """Of the runs under several learning rates: by seed; variants and, within them, schedules as columns."""
+    names = {(3e-4, 0): "3e-4", (1e-3, 0): "1e-3", (3e-3, 0): "3e-3", (3e-3, 50): "3e-3-warmup"}
+    rows = table("rates", "runs")
+    schedules = [names[key] for key in zip(rows["learning_rate"], rows["warmup_steps"], strict=True)]
+    return rows.assign(schedule=schedules).pivot(index="seed", columns=["variant", "schedule"], values=column)
+
+
 def percent(size, method, variants):
     """Smallest and largest mean error of a predicted norm, with one significant figure if below 10."""
     rows = table(size, "growth_errors")
@@ -163,6 +171,71 @@ def test_losses_after_longer_training():
     penalty = difference("norm_penalty", "scale_invariant")
     assert penalty.low < 0 < penalty.high
     require_said(f"whether the penalty costs anything, {penalty.text(3)}.")
+
+
+def test_norms_by_learning_rate():
+    stored = json.loads((ROOT / "results" / "rates" / "claims.json").read_text(encoding="utf-8"))
+    observed = {row["quantity"]: row["observed"].removesuffix(" over 3 seeds") for row in stored}
+    assert {row["verdict"] for row in stored} == {"supported", "inconclusive", "no prediction"}
+    slope = "{}, blind: d log norm / d log rate".format
+    require_said(f"by a slope of {observed[slope('untied, small')]} on logarithmic axes")
+    require_said(f"The slope is {observed[slope('tied, N(0, 1)')]},")
+    assert observed["untied, small, raw: d log norm / d log rate"].startswith("-0.204 [-0.262, -0.146]")
+    require_said("The raw partner's falls a little.")
+    require_said(f"at 1e-3 it is {observed['untied, at 1e-3: blind norm / raw']} times as large as the raw one")
+    require_said(f"leave {observed['untied, blind: norm with warm-up / without']} of it")
+    require_said(f"is undecided ({observed['tied, blind: norm with warm-up / without']})")
+    require_said(f"is undecided, {observed['untied, blind: cross-entropy at 1e-3 - at 3e-3, nats']}.")
+    norms = by_schedule("l2_norm")
+    blind, raw = (norms[f"untied_small_init_scale_{readout}"] for readout in ("invariant", "visible"))
+    steps = [(blind[to] / blind[of]).map(math.log).mean() for of, to in (("3e-4", "1e-3"), ("1e-3", "3e-3"))]
+    require_said("{:.1f} times from 3e-4 to 1e-3, {:.1f} times from there to 3e-3".format(*map(math.exp, steps)))
+    assert (blind["3e-4"] < raw["3e-4"]).all()
+    require_said("At 3e-4 the blind norm is the smaller one")
+    require_said(f"at 3e-3 {geometric_interval((blind['3e-3'] / raw['3e-3']).tolist()).text(3)} times")
+    tied = (norms["scale_invariant"] / norms["scale_visible"]).min(axis=None)
+    require_said(f"the contrast is {tied:.0f} or more at every schedule and seed")
+    wide = after("44m", 4)["l2_norm"][:, 0]
+    pair = wide["untied_small_init_scale_invariant"] / wide["untied_small_init_scale_visible"]
+    assert {run["config"]["training"]["learning_rate"] for run in runs("44m")} == {1e-3}
+    require_said(f"at 1e-3, the untied pair with small embeddings differs {pair:.0f} times")
+
+
+def test_losses_by_learning_rate():
+    losses = by_schedule("cross_entropy")
+    cost = losses["untied_small_init_scale_invariant"] - losses["untied_small_init_scale_visible"]
+    found = {schedule: t_interval(cost[schedule].tolist()) for schedule in cost}
+    assert found["3e-4"].low < 0 < found["3e-4"].high
+    require_said("Only at 3e-3, too, does the blind model of this pair have the higher loss")
+    require_said(f"by {found['3e-3'].text(3)} nats and after warm-up by {found['3e-3-warmup'].text(3)};")
+    require_said(f"at 1e-3 the difference is {found['1e-3'].text(3)}.")
+
+
+def test_how_a_blind_norm_is_made():
+    names = ["variant", "learning_rate", "warmup_steps", "seed", "step"]
+    common = table("rates", "common").set_index(names).sort_index()
+    tied, untied = "scale_invariant", "untied_small_init_scale_invariant"
+    asked = -common.xs(0, level="step").loc[tied, "common_derivative"]
+    require_said(f"at step 0 with {asked.min():.1f} to {asked.max():.0f} nats per e-fold")
+    largest = table("rates", "runs").groupby(["variant", "learning_rate", "warmup_steps"])["growth_after_turn"]
+    factors = largest.agg(
+        lambda values: geometric_interval(values.dropna().tolist()).mean if len(values.dropna()) else 0
+    )
+    factors = factors[[tied, untied]]
+    require_said(f"a factor of {factors.min():.1f} to {factors.max():.1f} (last column)")
+    keys = names[1:-1]
+    raw = common.loc["untied_small_init_scale_visible"]
+    most = raw["l2_norm"].groupby(level=keys).max()
+    require_said(f"grows to {most.min():.0f} to {most.max():.0f}, but its readout sees that")
+    assert (raw["common_fraction"].groupby(level=keys).max() > 0.99).all()
+    assert (most > raw["l2_norm"].xs(200, level="step")).all()
+    last = common.xs(200, level="step")["common_fraction"]
+    assert last[untied].max() < 0.53
+    require_said("by step 200 about half of the mean square or less is common")
+    assert 0.955 < last[tied].min()
+    require_said("The tied ones stop with 0.96 or more")
+    above = common.loc[[tied, untied], "common_fraction"].groupby(level=["variant", *keys]).max()
+    assert above[above.index.get_level_values("learning_rate") >= 1e-3].min() > 0.99
 
 
 def test_claims_after_longer_training():
