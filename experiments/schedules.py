@@ -68,8 +68,13 @@ def _of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Series[f
     return runs[chosen].set_index("seed")[column]
 
 
-def _quotient(above: Cell, below: Cell) -> Estimate:
-    return lambda runs: _of(runs, above) / _of(runs, below)
+def _norms(
+    quantity: str, above: Cell, below: Cell, side: Literal["above", "below"] | None = None, bound: float = 1.0
+) -> Prediction:
+    """About the quotient of two cells' final norms."""
+    return Prediction(
+        quantity=quantity, estimate=lambda runs: _of(runs, above) / _of(runs, below), side=side, bound=bound
+    )
 
 
 def _difference(first: Cell, second: Cell) -> Estimate:
@@ -93,53 +98,17 @@ def _least_common(runs: pd.DataFrame) -> "pd.Series[float]":
 
 
 PREDICTIONS = (
-    Prediction(
-        quantity="untied, blind: norm at 3e-3 / at 1e-3",
-        estimate=_quotient((UNTIED_BLIND, HIGH), (UNTIED_BLIND, MIDDLE)),
-        side="above",
-        bound=2.0,
-    ),
-    Prediction(
-        quantity="untied, raw: norm at 3e-3 / at 1e-3",
-        estimate=_quotient((UNTIED_RAW, HIGH), (UNTIED_RAW, MIDDLE)),
-        side="below",
-        bound=2.0,
-    ),
-    Prediction(
-        quantity="tied, blind: norm at 3e-3 / at 1e-3",
-        estimate=_quotient((TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE)),
-        side="above",
-    ),
-    Prediction(
-        quantity="tied, blind: norm at 3e-3 / at 1e-3",
-        estimate=_quotient((TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE)),
-        side="below",
-        bound=2.0,
-    ),
-    Prediction(
-        quantity="untied, at 1e-3: blind norm / raw",
-        estimate=_quotient((UNTIED_BLIND, MIDDLE), (UNTIED_RAW, MIDDLE)),
-        side="below",
-        bound=5.0,
-    ),
+    _norms("untied, blind: norm at 3e-3 / at 1e-3", (UNTIED_BLIND, HIGH), (UNTIED_BLIND, MIDDLE), "above", 2.0),
+    _norms("untied, raw: norm at 3e-3 / at 1e-3", (UNTIED_RAW, HIGH), (UNTIED_RAW, MIDDLE), "below", 2.0),
+    _norms("tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "above", 1.0),
+    _norms("tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "below", 2.0),
+    _norms("untied, at 1e-3: blind norm / raw", (UNTIED_BLIND, MIDDLE), (UNTIED_RAW, MIDDLE), "below", 5.0),
     *(
-        Prediction(
-            quantity=f"tied, at {name}: blind norm / raw",
-            estimate=_quotient((TIED_BLIND, schedule), (TIED_RAW, schedule)),
-            side="above",
-            bound=5.0,
-        )
+        _norms(f"tied, at {name}: blind norm / raw", (TIED_BLIND, schedule), (TIED_RAW, schedule), "above", 5.0)
         for schedule, name in SCHEDULES.items()
     ),
-    Prediction(
-        quantity="untied, blind: norm with warm-up / without",
-        estimate=_quotient((UNTIED_BLIND, WARMED), (UNTIED_BLIND, HIGH)),
-        side="below",
-    ),
-    Prediction(
-        quantity="tied, blind: norm with warm-up / without",
-        estimate=_quotient((TIED_BLIND, WARMED), (TIED_BLIND, HIGH)),
-    ),
+    _norms("untied, blind: norm with warm-up / without", (UNTIED_BLIND, WARMED), (UNTIED_BLIND, HIGH), "below", 1.0),
+    _norms("tied, blind: norm with warm-up / without", (TIED_BLIND, WARMED), (TIED_BLIND, HIGH)),
     Prediction(
         quantity="untied, blind: cross-entropy at 1e-3 - at 3e-3, nats",
         estimate=_difference((UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, HIGH)),
