@@ -5,13 +5,16 @@ import math
 import shutil
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from experiments.config import RunConfig, TrainingConfig
 from experiments.corpus import CorpusConfig
+from experiments.curves import look
 from experiments.errors import UsageError
 from experiments.evidence import unpack
+from experiments.figures import draw_common, draw_rates
 from experiments.measure.suite import read_table
 from experiments.readme import ROOT, section
 from experiments.runs import finished_summaries
@@ -305,3 +308,57 @@ def trained_run(inside, cache, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     folder = out / f"{TIED_BLIND}-0"
     return folder, json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Figures that were drawn, still open."""
+    figures = []
+    monkeypatch.setattr("experiments.figures.plt.close", figures.append)
+    yield figures
+    monkeypatch.undo()
+    for figure in figures:
+        plt.close(figure)
+
+
+def looks(variants):
+    return {variant: look(RunConfig.from_dict(summary(variant, HIGH, 3, 1.0)["config"])) for variant in variants}
+
+
+def test_the_figure_over_rates_has_its_ticks_at_the_rates(kept, tmp_path):
+    rows = [
+        {
+            "variant": variant,
+            "seed": seed,
+            "learning_rate": rate,
+            "l2_norm": 1e3 * rate * 4**seed,
+            "cross_entropy": seed,
+        }
+        for variant in (TIED_BLIND, UNTIED_BLIND)
+        for seed in (0, 1)
+        for rate in (3e-4, 1e-3, 3e-3)
+    ]
+    draw_rates(tmp_path / "rates.png", pd.DataFrame(rows), looks([TIED_BLIND, UNTIED_BLIND]))
+    (figure,) = kept
+    norms, losses = figure.axes[:2], figure.axes[2:]
+    for axes in norms:
+        ((x, y),) = [line.get_data() for line in axes.get_lines()]
+        assert x.tolist() == [3e-4, 1e-3, 3e-3] and y.tolist() == pytest.approx([0.6, 2.0, 6.0])
+    for axes in losses:
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["0.0003", "0.001", "0.003"]
+        assert not axes.xaxis.get_minorticklocs().size
+        assert axes.get_lines()[0].get_ydata().tolist() == [0.5, 0.5, 0.5]
+
+
+def test_the_figure_of_the_common_part_stays_between_0_and_1(kept, tmp_path):
+    rows = [
+        {"variant": TIED_BLIND, "seed": seed, "step": step, "l2_norm": step * 4.0**seed, "common_fraction": fraction}
+        for step, fractions in ((1, (0.2, 0.4)), (10, (0.8, 1.0)))
+        for seed, fraction in enumerate(fractions)
+    ]
+    draw_common(tmp_path / "common.png", pd.DataFrame(rows), looks([TIED_BLIND]))
+    (figure,) = kept
+    norms, fractions = figure.axes
+    assert norms.get_lines()[0].get_ydata().tolist() == pytest.approx([2.0, 20.0])
+    assert fractions.get_lines()[0].get_ydata().tolist() == pytest.approx([0.3, 0.9])
+    assert fractions.get_ylim() == (0.0, 1.01) and norms.get_ylim()[1] > 20.0
