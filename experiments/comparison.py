@@ -1,7 +1,7 @@
 """Variants side by side over seeds, with intervals, and the claims that only a comparison can test."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,7 +110,7 @@ def compare(summaries: list[dict[str, Any]], out: Path) -> str:
     Raises:
         UsageError: the runs differ in more than variant and seed.
     """
-    _require_comparable(summaries)
+    require_comparable(summaries)
     summaries = in_order(summaries)
     by_loop = pd.DataFrame([row for summary in summaries for row in _rows_by_loop(summary)])
     claims = _claims(_final_norms(by_loop))
@@ -131,10 +131,24 @@ def in_order(summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(summaries, key=lambda summary: (order.index(summary["variant"]), summary["seed"]))
 
 
-def _require_comparable(summaries: list[dict[str, Any]]) -> None:
+def require_comparable(summaries: Sequence[dict[str, Any]], free: Sequence[str] = ()) -> None:
+    """Check that runs are of one kind and none is there twice.
+
+    Args:
+        summaries: the contents of the runs' `summary.json`.
+        free: settings of the training, beside variant and seed, that may differ.
+
+    Raises:
+        UsageError: naming two runs, and what to do.
+    """
+
     def shared(summary: dict[str, Any]) -> tuple[Any, ...]:
         config = summary["config"]
-        return config["preset"], config["training"], config["corpus_key"], config["model"]["num_loops"]
+        training = {name: value for name, value in config["training"].items() if name not in free}
+        return config["preset"], training, config["corpus_key"], config["model"]["num_loops"]
+
+    def identity(summary: dict[str, Any]) -> tuple[Any, ...]:
+        return summary["run"], *(summary["config"]["training"][name] for name in free)
 
     first = summaries[0]
     for other in summaries:
@@ -143,7 +157,7 @@ def _require_comparable(summaries: list[dict[str, Any]]) -> None:
                 f"{first['run']} and {other['run']} differ in preset, training, data or loops and cannot be "
                 "compared; put runs of one kind into one folder."
             )
-    if len({summary["run"] for summary in summaries}) < len(summaries):
+    if len({identity(summary) for summary in summaries}) < len(summaries):
         raise UsageError("a run was given twice; seeds must differ, or their interval means nothing.")
 
 
@@ -177,7 +191,8 @@ def _claims(norms: dict[str, dict[int, float]]) -> list[Row]:
         seeds = sorted(set.intersection(*(set(norms.get(variant, {})) for variant in contrast.powers)))
         if seeds:
             values = [math.prod(norms[v][seed] ** power for v, power in contrast.powers.items()) for seed in seeds]
-            rows.append(_judge(contrast, values))
+            interval, name = geometric_interval(values), f"final norm: {contrast.text}"
+            rows.append(judged(name, values, interval, contrast.side, contrast.bound, contrast.note))
     return rows
 
 
@@ -191,17 +206,21 @@ def over_seeds(
     return verdicts.pop() if len(verdicts) == 1 else "inconclusive"
 
 
-def _judge(contrast: Contrast, values: list[float]) -> Row:
-    interval = geometric_interval(values)
-    verdict: Verdict = "no prediction"
-    if contrast.side:
-        verdict = over_seeds(values, interval, contrast.bound, contrast.bound, contrast.side)
+def judged(
+    quantity: str,
+    values: list[float],
+    interval: Interval,
+    side: Literal["above", "below"] | None,
+    bound: float,
+    note: str = "",
+) -> Row:
+    """A line of the table: one value a seed, their interval, and where it was put."""
     return Row(
-        quantity=f"final norm: {contrast.text}",
+        quantity=quantity,
         basis="empirical",
-        predicted=f"{contrast.side} {contrast.bound:g}{contrast.note}" if contrast.side else "none made",
+        predicted=f"{side} {bound:g}{note}" if side else "none made",
         observed=f"{interval.text(3)} over {len(values)} seed{'s' * (len(values) > 1)}",
-        verdict=verdict,
+        verdict=over_seeds(values, interval, bound, bound, side) if side else "no prediction",
     )
 
 

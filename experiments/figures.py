@@ -1,8 +1,9 @@
 """Figures of one run and of a comparison, drawn from stored tables only."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,7 @@ from experiments.curves import Look, lines, panels, shared_legend
 from experiments.files import atomic_path
 
 PALETTE = "colorblind"
+FRACTION = (0.0, 1.01)  # limits of an axis: an interval under normality may leave 0 to 1, a fraction cannot
 
 
 def _figure(path: Path, draw: Callable[[Axes], None], *, width: float = 5.0, height: float = 3.8) -> None:
@@ -54,21 +56,10 @@ def _step_axis(axes: Axes) -> None:
     axes.set(xlabel="training step", xscale="log")  # most of it happens in the first steps
 
 
-def _kept_step_axis(axes: Axes) -> None:
-    _step_axis(axes)
-    if axes.get_yscale() == "linear":
-        fraction_axis(axes)
-
-
 def _rate_axis(axes: Axes) -> None:
     axes.set(xlabel="learning rate", xscale="log")
     axes.set_xticks(sorted({float(rate) for line in axes.get_lines() for rate in np.asarray(line.get_xdata())}))
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def fraction_axis(axes: Axes) -> None:
-    """From 0 to 1: an interval under normality may leave them, a fraction cannot."""
-    axes.set_ylim(0.0, 1.01)
 
 
 def plain_ticks(figure: Figure) -> None:
@@ -179,9 +170,9 @@ def draw_common(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> Non
     """
     quantities = {
         "l2_norm": ("mean L2 norm after the last loop", True),
-        "common_fraction": ("its part common to all tokens", False),
+        "common_fraction": ("common fraction of its mean square", False),
     }
-    _draw_by_panel(path, common, "step", quantities, looks, _kept_step_axis)
+    _draw_by_panel(path, common, "step", quantities, looks, _step_axis, limits={"common_fraction": FRACTION})
 
 
 def _draw_by_panel(
@@ -191,8 +182,9 @@ def _draw_by_panel(
     quantities: dict[str, tuple[str, bool]],
     looks: dict[str, Look],
     finish: Callable[[Axes], object],
+    limits: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> None:
-    """A row of panels for each quantity, with its label and whether its axis is logarithmic."""
+    """A row of panels for each quantity, with its label and whether its axis is logarithmic; limits where there are."""
     rows = rows.assign(panel=[looks[variant].panel for variant in rows["variant"]])
     with sns.axes_style("whitegrid"):
         figure, grid, present = panels(rows, len(quantities), sharey=False)
@@ -201,6 +193,8 @@ def _draw_by_panel(
                 lines(axes, rows[rows["panel"] == panel], x, quantity, looks, log=log)
                 axes.set(title=panel, ylabel=label)
                 finish(axes)
+                if quantity in limits:
+                    axes.set_ylim(limits[quantity])
         shared_legend(figure, 4)
         plain_ticks(figure)
         _write(path, figure)

@@ -24,7 +24,7 @@ def main() -> None:
     from experiments.measure.suite import measure_run, questions_of, read_table
     from experiments.readme import read_text, replace_section, section
     from experiments.runs import finished_summaries
-    from experiments.schedules import compare_schedules, identity
+    from experiments.schedules import compare_schedules, identity, require_design
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder whose folders hold runs, packed or not, of one schedule each")
@@ -35,29 +35,33 @@ def main() -> None:
     folders = sorted(path for path in arguments.runs.glob("*") if path.is_dir())
     if not folders:
         raise UsageError(f"{arguments.runs} has no folders; name the one that holds a folder of runs a schedule.")
+    for left in sorted(set(arguments.results.glob("*/")) - {arguments.results / folder.name for folder in folders}):
+        raise UsageError(f"{left} is of runs that {arguments.runs} has not; delete it, or choose another folder.")
     readme, name = arguments.readme or Path(__file__).resolve().parents[1] / "README.md", arguments.results.name
     section(read_text(readme), name)  # before anything is written
-    summaries, tables, to_pack = [], [], {}
     with TemporaryDirectory() as scratch:
-        for folder in folders:
-            packed = is_packed(folder)
-            where = unpack(folder, Path(scratch) / folder.name) if packed else folder
-            found, unfinished = finished_summaries(where)
+        places = {f.name: unpack(f, Path(scratch) / f.name) if is_packed(f) else f for f in folders}
+        found = {schedule: finished_summaries(place) for schedule, place in places.items()}
+        for schedule, (finished, unfinished) in found.items():
+            if not finished:
+                raise UsageError(f"{arguments.runs / schedule} holds no finished run; train some, or leave it out.")
             if unfinished:
-                print(f"left out, unfinished: {', '.join(unfinished)} of {folder}", file=sys.stderr)
-            for summary in found:
-                run = where / summary["run"]
-                if not packed:
+                print(f"left out, unfinished: {', '.join(unfinished)} of {schedule}", file=sys.stderr)
+        summaries = [summary for finished, _ in found.values() for summary in finished]
+        require_design(summaries)
+        tables = []
+        for folder in folders:
+            for summary in found[folder.name][0]:
+                run = places[folder.name] / summary["run"]
+                if not is_packed(folder):
                     measure_run(run, arguments.cache, questions=questions_of("common"))
                 tables.append(read_table(run, "common").assign(**identity(summary)))
-            summaries += found
-            if not packed:
-                to_pack[folder.name] = ([where / summary["run"] for summary in found], unfinished)
-    if not summaries:
-        raise UsageError(f"{arguments.runs} holds no finished run; train some with `make rates` first.")
     text = compare_schedules(summaries, pd.concat(tables, ignore_index=True), arguments.results)
-    for schedule, (runs, unfinished) in to_pack.items():
-        pack(runs, arguments.results / schedule, missing=unfinished)
+    for folder in folders:
+        if not is_packed(folder):
+            finished, unfinished = found[folder.name]
+            runs = [folder / summary["run"] for summary in finished]
+            pack(runs, arguments.results / folder.name, missing=unfinished)
     replace_section(readme, name, text)
     print(text)
 

@@ -1,23 +1,21 @@
 """What a blind norm owes to the learning rate: two pairs of variants under four schedules, and what was predicted.
 
-A schedule is a learning rate and its steps of linear warm-up. The predictions were made before the runs, from seed 0
-alone, which is not among them (LOG.md, 2026-11-30).
+A schedule is a learning rate and its steps of linear warm-up. The predictions (1) to (8) were made before the runs,
+from seed 0 alone, which is not among them (LOG.md, 2026-11-30).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
-from experiments.comparison import INTERVALS, over_seeds
+from experiments.comparison import judged, require_comparable
 from experiments.config import RunConfig
 from experiments.curves import look
 from experiments.errors import UsageError
-from experiments.expectations import Row, Verdict, as_dicts
+from experiments.expectations import Row, as_dicts
 from experiments.figures import draw_common, draw_rates
 from experiments.files import atomic_path, write_json
 from experiments.measure.statistics import geometric_interval, t_interval
@@ -41,14 +39,22 @@ PAIRS: Mapping[str, tuple[str, str]] = {
 }
 """Of each pair the blind variant and the one with a raw readout."""
 (TIED_BLIND, TIED_RAW), (UNTIED_BLIND, UNTIED_RAW) = PAIRS.values()
+MOST_COMMON = 0.99
+"""Of a blind state's mean square, predicted to be exceeded at some kept step of every run at 1e-3 and above."""
+NOTE = (
+    "Blind: RMSNorm readouts; raw: the partner with raw ones. Norms and cross-entropies (CE) of loop 4. Largest: over "
+    "the steps whose weights were kept, on 2,048 held-out tokens. Common fraction: the part of the state's mean square "
+    "that one vector for all tokens makes; of blind runs, means over seeds. Intervals: 95 % each, Student t over "
+    "seeds, of the logarithm for norms and their ratios. "
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """A claim about a quantity of every seed.
+class Estimand:
+    """A quantity of every seed, and what was predicted of it.
 
     Attributes:
-        quantity: what it is, in words.
+        quantity: what it is, in words, after the number of the prediction.
         estimate: from one row a run to one value a seed.
         side: where it was put, seen from `bound`; None where nobody predicted.
         geometric: its mean and interval are those of the logarithm.
@@ -61,7 +67,7 @@ class Prediction:
     geometric: bool = True
 
 
-def _of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Series[float]":
+def _final(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Series[float]":
     """A column of one variant under one schedule, by seed."""
     variant, (rate, warmup) = cell
     chosen = (runs["variant"] == variant) & (runs["learning_rate"] == rate) & (runs["warmup_steps"] == warmup)
@@ -70,67 +76,55 @@ def _of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Series[f
 
 def _norms(
     quantity: str, above: Cell, below: Cell, side: Literal["above", "below"] | None = None, bound: float = 1.0
-) -> Prediction:
-    """About the quotient of two cells' final norms."""
-    return Prediction(
-        quantity=quantity, estimate=lambda runs: _of(runs, above) / _of(runs, below), side=side, bound=bound
+) -> Estimand:
+    """The quotient of two cells' final norms."""
+    return Estimand(
+        quantity=quantity, estimate=lambda runs: _final(runs, above) / _final(runs, below), side=side, bound=bound
     )
 
 
-def _difference(first: Cell, second: Cell) -> Estimate:
-    return lambda runs: _of(runs, first, "cross_entropy") - _of(runs, second, "cross_entropy")
+def _loss_difference(first: Cell, second: Cell) -> Estimate:
+    return lambda runs: _final(runs, first, "cross_entropy") - _final(runs, second, "cross_entropy")
 
 
-def _exponent(variant: str) -> Estimate:
-    """Slope of the logarithm of the norm over that of the rate."""
-
-    def slope(runs: pd.DataFrame) -> "pd.Series[float]":
-        logs = pd.DataFrame({math.log(s[0]): np.log(_of(runs, (variant, s))) for s in (LOW, MIDDLE, HIGH)}).dropna()
-        return logs.apply(lambda seed: float(np.polyfit(logs.columns.to_numpy(float), seed, 1)[0]), axis=1)
-
-    return slope
+def _cost_of_blindness(schedule: Schedule) -> Estimate:
+    return _loss_difference((UNTIED_BLIND, schedule), (UNTIED_RAW, schedule))
 
 
-def _least_common(runs: pd.DataFrame) -> "pd.Series[float]":
-    """1 - the largest common fraction along a training, of the blind run where it stays furthest from 1."""
-    cells = [(variant, schedule) for variant in (TIED_BLIND, UNTIED_BLIND) for schedule in (MIDDLE, HIGH, WARMED)]
-    return 1.0 - pd.DataFrame({cell: _of(runs, cell, "most_common") for cell in cells}).dropna().min(axis=1)
-
-
-PREDICTIONS = (
-    _norms("untied, blind: norm at 3e-3 / at 1e-3", (UNTIED_BLIND, HIGH), (UNTIED_BLIND, MIDDLE), "above", 2.0),
-    _norms("untied, raw: norm at 3e-3 / at 1e-3", (UNTIED_RAW, HIGH), (UNTIED_RAW, MIDDLE), "below", 2.0),
-    _norms("tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "above", 1.0),
-    _norms("tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "below", 2.0),
-    _norms("untied, at 1e-3: blind norm / raw", (UNTIED_BLIND, MIDDLE), (UNTIED_RAW, MIDDLE), "below", 5.0),
+ESTIMANDS = (
+    _norms("(1) untied, blind: norm at 3e-3 / at 1e-3", (UNTIED_BLIND, HIGH), (UNTIED_BLIND, MIDDLE), "above", 2.0),
+    _norms("(2) untied, raw: norm at 3e-3 / at 1e-3", (UNTIED_RAW, HIGH), (UNTIED_RAW, MIDDLE), "below", 2.0),
+    _norms("(3) tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "above", 1.0),
+    _norms("(3) and not by much", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "below", 2.0),
+    _norms("(4) untied, at 1e-3: blind norm / raw", (UNTIED_BLIND, MIDDLE), (UNTIED_RAW, MIDDLE), "below", 5.0),
     *(
-        _norms(f"tied, at {name}: blind norm / raw", (TIED_BLIND, schedule), (TIED_RAW, schedule), "above", 5.0)
+        _norms(f"(5) tied, at {name}: blind norm / raw", (TIED_BLIND, schedule), (TIED_RAW, schedule), "above", 5.0)
         for schedule, name in SCHEDULES.items()
     ),
-    _norms("untied, blind: norm with warm-up / without", (UNTIED_BLIND, WARMED), (UNTIED_BLIND, HIGH), "below", 1.0),
-    _norms("tied, blind: norm with warm-up / without", (TIED_BLIND, WARMED), (TIED_BLIND, HIGH)),
-    Prediction(
-        quantity="untied, blind: cross-entropy at 1e-3 - at 3e-3, nats",
-        estimate=_difference((UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, HIGH)),
+    _norms("(6) untied, blind: norm with warm-up / without", (UNTIED_BLIND, WARMED), (UNTIED_BLIND, HIGH), "below"),
+    Estimand(
+        quantity="(7) untied, blind: CE at 1e-3 - at 3e-3, nats",
+        estimate=_loss_difference((UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, HIGH)),
         side="below",
         bound=0.0,
         geometric=False,
     ),
-    Prediction(
-        quantity="1 - largest common fraction, worst blind run at 1e-3 and above",
-        estimate=_least_common,
-        side="below",
-        bound=0.01,
-        geometric=False,
-    ),
+    _norms("tied, blind: norm with warm-up / without", (TIED_BLIND, WARMED), (TIED_BLIND, HIGH)),
+    _norms("untied, blind: norm at 1e-3 / at 3e-4", (UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, LOW)),
+    _norms("untied, raw: norm at 1e-3 / at 3e-4", (UNTIED_RAW, MIDDLE), (UNTIED_RAW, LOW)),
+    _norms("tied, blind: norm at 1e-3 / at 3e-4", (TIED_BLIND, MIDDLE), (TIED_BLIND, LOW)),
     *(
-        Prediction(
-            quantity=f"{pair}, {kind}: d log norm / d log rate",
-            estimate=_exponent(variant),
+        Estimand(
+            quantity=f"untied, at {name}: CE, blind - raw, nats",
+            estimate=_cost_of_blindness(schedule),
             geometric=False,
         )
-        for pair, variants in PAIRS.items()
-        for kind, variant in zip(("blind", "raw"), variants, strict=True)
+        for schedule, name in SCHEDULES.items()
+    ),
+    Estimand(
+        quantity="untied: that at 3e-3 less that at 1e-3, nats",
+        estimate=lambda runs: _cost_of_blindness(HIGH)(runs) - _cost_of_blindness(MIDDLE)(runs),
+        geometric=False,
     ),
 )
 
@@ -140,17 +134,18 @@ def compare_schedules(summaries: Sequence[dict[str, Any]], common: pd.DataFrame,
 
     Args:
         summaries: the contents of the runs' `summary.json`; equal in all but variant, seed and schedule.
-        common: their tables `common`, with the columns of `identity` in front.
+        common: their tables `common`, with the columns of `identity`.
         out: folder.
 
     Raises:
-        UsageError: the runs differ in more, a schedule or variant is not of this experiment, or a run has no table.
+        UsageError: as `require_design`, or a run has no table.
     """
-    _require_comparable(summaries)
+    require_design(summaries)
     _require_kept_weights(summaries, common)
     runs = _runs(summaries, common)
-    rows = [row for prediction in PREDICTIONS if (row := _judge(prediction, runs))]
-    text = "\n\n".join([_cells(runs), rows_as_markdown(as_dicts(rows)), INTERVALS + provenance(summaries)])
+    rows = [*(_judge(estimand, runs) for estimand in ESTIMANDS), _judge_common(runs)]
+    rows.sort(key=lambda row: not row.quantity.startswith("("))  # predictions first
+    text = "\n\n".join([_cell_table(runs), rows_as_markdown(as_dicts(rows)), NOTE + provenance(summaries)])
     for name, frame in (("runs", runs), ("common", common)):
         with atomic_path(out / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g")
@@ -171,26 +166,21 @@ def identity(summary: dict[str, Any]) -> dict[str, Any]:
     return schedule | {"variant": summary["variant"], "seed": summary["seed"]}
 
 
-def _require_comparable(summaries: Sequence[dict[str, Any]]) -> None:
-    def shared(summary: dict[str, Any]) -> tuple[Any, ...]:
-        config = summary["config"]
-        training = config["training"] | {"learning_rate": None, "warmup_steps": None}
-        return config["preset"], training, config["corpus_key"], config["model"]["num_loops"]
+def require_design(summaries: Sequence[dict[str, Any]]) -> None:
+    """Check that runs belong to this experiment.
 
+    Raises:
+        UsageError: the runs differ in more than variant, seed and schedule, one was given twice, or one is of another
+            schedule or variant.
+    """
+    require_comparable(summaries, free=("learning_rate", "warmup_steps"))
     for summary in summaries:
-        if shared(summary) != shared(summaries[0]):
-            raise UsageError(
-                f"{summaries[0]['run']} and {summary['run']} differ in more than variant, seed, learning rate and "
-                "warm-up; put runs of one kind into the folders."
-            )
         run = identity(summary)
         if (run["learning_rate"], run["warmup_steps"]) not in SCHEDULES:
             known = "; ".join(SCHEDULES.values())
             raise UsageError(f"{summary['run']} has another schedule than these: {known}; leave its folder out.")
         if summary["variant"] not in {variant for pair in PAIRS.values() for variant in pair}:
             raise UsageError(f"{summary['run']} is of neither pair of this experiment; leave it out.")
-    if len({tuple(identity(summary).values()) for summary in summaries}) < len(summaries):
-        raise UsageError("a run was given twice; seeds must differ, or their interval means nothing.")
 
 
 def _require_kept_weights(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> None:
@@ -201,9 +191,17 @@ def _require_kept_weights(summaries: Sequence[dict[str, Any]], common: pd.DataFr
 
 
 def _runs(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> pd.DataFrame:
-    """One row a run, in the order of schedules and pairs."""
+    """One row a run, in the order of schedules and variants."""
     keys = list(identity(summaries[0]))
-    along = pd.DataFrame([dict(zip(keys, run, strict=True)) | _along(rows) for run, rows in common.groupby(keys)])
+    courses = (
+        common.sort_values("step")
+        .groupby(keys)
+        .agg(
+            largest_norm=("l2_norm", "max"),
+            most_common=("common_fraction", "max"),
+            last_common=("common_fraction", "last"),
+        )
+    )
     rows = [
         identity(summary)
         | {
@@ -212,66 +210,68 @@ def _runs(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> pd.DataF
         }
         for summary in summaries
     ]
-    runs = pd.DataFrame(rows).merge(along, on=keys)
-    return runs.sort_values(["learning_rate", "warmup_steps", "variant", "seed"], ignore_index=True)
+    return pd.DataFrame(rows).join(courses, on=keys).sort_values(keys, ignore_index=True)
 
 
-def _along(rows: pd.DataFrame) -> dict[str, float]:
-    """Of one training: the largest and the last common fraction, and by what the norm grew after the loss had turned.
-
-    It turns at the first kept step at which it would have the common vector smaller, after one at which it would have
-    it larger; NaN where it never does.
-    """
-    rows = rows.sort_values("step")
-    pull, norms = rows["common_derivative"], rows["l2_norm"]
-    turned = norms[(pull > 0.0) & (pull.shift() < 0.0)]
-    return {
-        "most_common": rows["common_fraction"].max(),
-        "last_common": rows["common_fraction"].iloc[-1],
-        "growth_after_turn": norms.max() / turned.iloc[0] if len(turned) else math.nan,
-    }
-
-
-def _judge(prediction: Prediction, runs: pd.DataFrame) -> Row | None:
-    """A line of the table; None where no seed has all that it needs."""
-    values = prediction.estimate(runs).dropna().tolist()
+def _judge(estimand: Estimand, runs: pd.DataFrame) -> Row:
+    values = estimand.estimate(runs).dropna().tolist()
     if not values:
-        return None
-    interval = (geometric_interval if prediction.geometric else t_interval)(values)
-    verdict: Verdict = "no prediction"
-    if prediction.side:
-        verdict = over_seeds(values, interval, prediction.bound, prediction.bound, prediction.side)
+        predicted = f"{estimand.side} {estimand.bound:g}" if estimand.side else "none made"
+        return _not_run(estimand.quantity, predicted)
+    interval = (geometric_interval if estimand.geometric else t_interval)(values)
+    return judged(estimand.quantity, values, interval, estimand.side, estimand.bound)
+
+
+def _judge_common(runs: pd.DataFrame) -> Row:
+    """Said of every run, so that one exception refutes it."""
+    quantity, predicted = (
+        "(8) blind runs at 1e-3 and above: largest common fraction",
+        f"above {MOST_COMMON:g} in every one",
+    )
+    cells = [(variant, schedule) for variant in (TIED_BLIND, UNTIED_BLIND) for schedule in (MIDDLE, HIGH, WARMED)]
+    found = [_final(runs, cell, "most_common") for cell in cells]
+    if any(of.empty for of in found):
+        return _not_run(quantity, predicted)
+    fractions = pd.concat(found)
+    reached = int((fractions > MOST_COMMON).sum())
     return Row(
-        quantity=prediction.quantity,
+        quantity=quantity,
         basis="empirical",
-        predicted=f"{prediction.side} {prediction.bound:g}" if prediction.side else "none made",
-        observed=f"{interval.text(3)} over {len(values)} seed{'s' * (len(values) > 1)}",
-        verdict=verdict,
+        predicted=predicted,
+        observed=f"in {reached} of {len(fractions)}, least {fractions.min():.3g}",
+        verdict="supported" if reached == len(fractions) else "not supported",
     )
 
 
-def _cells(runs: pd.DataFrame) -> str:
+def _not_run(quantity: str, predicted: str) -> Row:
+    verdict: Literal["no prediction", "inconclusive"] = "no prediction" if predicted == "none made" else "inconclusive"
+    return Row(quantity=quantity, basis="empirical", predicted=predicted, observed="not run", verdict=verdict)
+
+
+def _cell_table(runs: pd.DataFrame) -> str:
     """Both pairs under every schedule."""
+    header = ["head, embeddings", "learning rate", "norm, blind", "norm, raw", "ratio", "CE, blind", "CE, raw"]
+    header += ["largest norm, blind", "largest norm, raw", "common fraction, largest", "common fraction, last"]
     rows = []
-    for pair, (blind, raw) in PAIRS.items():
+    for pair, variants in PAIRS.items():
         for schedule, name in SCHEDULES.items():
-            norms = {variant: _of(runs, (variant, schedule)) for variant in (blind, raw)}
-            if any(of.empty for of in norms.values()):
+            blind, raw = cells = [(variant, schedule) for variant in variants]
+            norms = [_final(runs, cell) for cell in cells]
+            ratio = (norms[0] / norms[1]).dropna()
+            if ratio.empty:
+                rows.append([pair, name, *["not run"] * (len(header) - 2)])
                 continue
-            losses = [_of(runs, (variant, schedule), "cross_entropy") for variant in (blind, raw)]
-            ratio = (norms[blind] / norms[raw]).dropna()
-            fractions = [_of(runs, (blind, schedule), column) for column in ("most_common", "last_common")]
-            after = _of(runs, (blind, schedule), "growth_after_turn").dropna().tolist()
+            losses = [_final(runs, cell, "cross_entropy") for cell in cells]
+            largest = [_final(runs, cell, "largest_norm") for cell in cells]
+            fractions = [_final(runs, blind, column) for column in ("most_common", "last_common")]
             rows.append(
                 [
                     pair,
                     name,
-                    *(geometric_interval(of.tolist()).text(3) for of in (*norms.values(), ratio)),
+                    *(geometric_interval(of.tolist()).text(3) for of in (*norms, ratio)),
                     *(t_interval(of.tolist()).text(4) for of in losses),
+                    *(geometric_interval(of.tolist()).text(3) for of in largest),
                     *(f"{of.mean():.3g}" for of in fractions),
-                    geometric_interval(after).text(3) if after else "",
                 ]
             )
-    header = ["head, embeddings", "learning rate", "norm, blind", "norm, raw", "ratio", "CE, blind", "CE, raw"]
-    of_blind = ["common, at most", "common, at the end", "growth after the loss turned"]
-    return markdown([*header, *(f"{name} (blind)" for name in of_blind)], rows)
+    return markdown(header, rows)

@@ -62,8 +62,13 @@ SUITE = (
 
 
 def questions_of(*tables: str) -> tuple[Measure, ...]:
-    """The questions of the suite that make these tables."""
-    return tuple(question for question in SUITE if set(question.tables) & set(tables))
+    """The questions of the suite that make these tables.
+
+    Raises:
+        KeyError: nothing makes a table of this name.
+    """
+    by_table = {table: question for question in SUITE for table in question.tables}
+    return tuple(dict.fromkeys(by_table[table] for table in tables))
 
 
 def measure_run(

@@ -90,7 +90,8 @@ def collect(folders: Iterable[Path], measure: Measure | None) -> Collection:
         except (RunError, UsageError, OSError, ValueError, RuntimeError) as error:
             skipped.append(Skipped(name=folder.name, reason=first_line(error)))
     kept, others = _of_one_kind(runs)
-    return Collection(runs=tuple(kept), skipped=(*_missing_tables(lacking), *skipped, *others))
+    of_kept = {run.folder: lacking[run.folder] for run in kept}
+    return Collection(runs=tuple(kept), skipped=(*_missing_tables(of_kept), *skipped, *others))
 
 
 def _missing_tables(lacking: dict[Path, dict[str, str]]) -> list[Skipped]:

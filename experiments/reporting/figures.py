@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.curves import lines, panels, shared_legend
-from experiments.figures import fraction_axis
+from experiments.figures import FRACTION
 from experiments.reporting.collect import MeasuredRun
 from experiments.reporting.style import INK, looks, symlog, table
 
@@ -213,6 +213,6 @@ def common(runs: Runs) -> Figure | None:
         return None
     for axes in drawn[1]:
         symlog(axes, "x", 1.0)
-        fraction_axis(axes)
+        axes.set_ylim(FRACTION)
     shared_legend(drawn[0])
     return drawn[0]

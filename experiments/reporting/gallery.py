@@ -169,7 +169,7 @@ PICTURES = (
         key="common",
         title="What is common to all tokens during training",
         caption="Square of the mean state after the last loop, over the mean square: 1 where every token has the same "
-        "state. " + BAND,
+        "state. Bands are cut to 0 and 1. " + BAND,
         table="common",
         column="common_fraction",
         draw=figures.common,
