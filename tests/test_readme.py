@@ -39,6 +39,7 @@ WRONG = {
     "experiments/gpu.py": ["--minutes", "0", "--out", "nowhere"],
     "experiments/report.py": ["nowhere"],
     "experiments/publish.py": ["nowhere", "nowhere"],
+    "experiments/rates.py": ["nowhere", "nowhere"],
     "experiments/readme.py": ["planted", "nowhere"],
     "experiments/screenshot.py": ["nowhere"],
     "experiments/long_profile.py": ["P0"],
@@ -133,8 +134,12 @@ def test_paths_and_tests_named_exist():
     for path in re.findall(r"`((?:[\w.]+/)+[\w.]*)`", README):
         if not path.startswith("runs/"):
             assert (ROOT / path).exists(), path
+    headings = {
+        "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+    }
     for path in re.findall(r"\]\(((?!https?:)[^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+        assert path in headings or (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(
@@ -142,6 +147,7 @@ def test_paths_and_tests_named_exist():
     [
         ("contrast", "results/contrast/comparison.md"),
         ("long", "results/long/comparison.md"),
+        ("rates", "results/rates/rates.md"),
         ("cpu", "results/cpu/comparison.md"),
         ("44m", "results/44m/comparison.md"),
         ("44m-growth", "results/44m/growth.md"),

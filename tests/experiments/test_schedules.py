@@ -263,10 +263,9 @@ def committed(tmp_path_factory):
 
 
 def test_the_committed_comparison_says_what_its_committed_runs_do(committed, tmp_path):
-    text = compare_schedules(*committed, tmp_path)
+    compare_schedules(*committed, tmp_path)
     for file in ("rates.md", "runs.csv", "common.csv", "claims.json"):
         assert (tmp_path / file).read_text() == (RESULTS / file).read_text(), file
-    assert section((ROOT / "README.md").read_text(), "rates") == text
     assert len(committed[0]) == 48
 
 
