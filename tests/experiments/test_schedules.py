@@ -309,6 +309,16 @@ def test_unpacked_runs_are_measured_and_packed(inside, trained_run, cache, readm
     assert runs[["most_common", "largest_norm"]].notna().all(axis=None)
 
 
+def test_runs_of_another_schedule_are_refused_before_any_is_measured(inside, trained_run, cache, readme, tmp_path):
+    folder, other = trained_run
+    run = shutil.copytree(folder, tmp_path / "runs" / "0.5" / folder.name)
+    training = other["config"]["training"] | {"learning_rate": 0.5}
+    (run / "summary.json").write_text(json.dumps(other | {"config": other["config"] | {"training": training}}))
+    done = inside(tmp_path / "runs", tmp_path / "rates", "--readme", readme, "--cache", cache, main="experiments.rates")
+    assert done.returncode == 2 and "another schedule" in done.stderr
+    assert not (run / "measurements").exists() and not (tmp_path / "rates").exists()
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")

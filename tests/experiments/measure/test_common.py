@@ -70,6 +70,9 @@ def test_every_kept_step_of_a_training_is_looked_at(make_context, make_config, s
     assert table["common_fraction"].between(0.0, 1.0).all() and table["common_fraction"].nunique() == len(table)
     with torch.no_grad():
         last = model(context.windows[:WINDOWS, :-1])[-1]
+    states = last.flatten(0, 1)
+    fraction = states.mean(0).square().sum() / states.square().sum(1).mean()
+    assert table["common_fraction"].iloc[-1] == pytest.approx(fraction.item(), rel=1e-5)
     assert table["l2_norm"].iloc[-1] == pytest.approx(last.norm(dim=-1).mean().item(), rel=1e-5)
 
 

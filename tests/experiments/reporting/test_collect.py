@@ -83,13 +83,15 @@ def test_a_bad_table_is_named_and_the_run_is_read(damage, reason, runs):
     assert len(read) == 4
 
 
-def test_what_all_runs_lack_is_said_once(runs):
+def test_what_all_runs_lack_is_said_once(world, runs):
     tables = sorted(runs.glob("*/measurements/clamp.csv"))
     for path in tables[1:]:
         path.unlink()
     assert list(skipped(runs)[0]) == [f"{path.parents[1].name}, table clamp" for path in tables[1:]]
     tables[0].unlink()
     assert skipped(runs)[0] == {"table clamp of all runs": "missing"}
+    world.write(runs, names=["scale_visible"], seeds=(2,), steps=20)  # has it, and is of another kind
+    assert list(skipped(runs)[0]) == ["table clamp of all runs", "scale_visible-2"]
     assert list(skipped(runs / "scale_visible-0")[0]) == ["scale_visible-0, table clamp"]
 
 
