@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from experiments.config import RunConfig
 from experiments.curves import look
 from experiments.effects import CORE, as_markdown, balanced, core_runs, tables
 from experiments.errors import UsageError
-from experiments.expectations import Row, Verdict, as_dicts, below_or_above
+from experiments.expectations import Row, Side, Verdict, as_dicts, below_or_above
 from experiments.factorial import FACTORIAL
 from experiments.figures import draw_comparison
 from experiments.files import atomic_path, write_json
@@ -37,7 +37,7 @@ class Contrast:
     text: str
     powers: Mapping[str, int]
     bound: float = 1.0
-    side: Literal["above", "below"] | None = None
+    side: Side | None = None
     note: str = ""
     paper: bool = False
 
@@ -46,7 +46,7 @@ def _ratio(
     numerator: str,
     denominator: str,
     *,
-    side: Literal["above", "below"],
+    side: Side,
     bound: float = 1.0,
     note: str = "",
     paper: bool = False,
@@ -196,9 +196,7 @@ def _claims(norms: dict[str, dict[int, float]]) -> list[Row]:
     return rows
 
 
-def over_seeds(
-    values: list[float], interval: Interval, low: float, high: float, expect: Literal["above", "below"]
-) -> Verdict:
+def over_seeds(values: list[float], interval: Interval, low: float, high: float, expect: Side) -> Verdict:
     """`below_or_above` where every seed and both ends of the interval agree; one seed decides nothing."""
     if interval.low is None or interval.high is None:
         return "inconclusive"
@@ -210,7 +208,7 @@ def judged(
     quantity: str,
     values: list[float],
     interval: Interval,
-    side: Literal["above", "below"] | None,
+    side: Side | None,
     bound: float,
     note: str = "",
 ) -> Row:

@@ -20,6 +20,7 @@ from models import ModelConfig
 from models.readouts import build_readout
 
 Verdict = Literal["supported", "not supported", "inconclusive", "no prediction"]
+Side = Literal["above", "below"]
 
 BLIND_FRACTION, VISIBLE_FRACTION = 1e-6, 1e-4  # the paper reports 1e-8 (float32 floor) against 1e-2
 BLIND_CHANGE, VISIBLE_CHANGE = 1e-4, 1e-2  # nats a token
@@ -41,7 +42,7 @@ class Row:
     verdict: Verdict
 
 
-def below_or_above(value: float, low: float, high: float, expect: Literal["below", "above"]) -> Verdict:
+def below_or_above(value: float, low: float, high: float, expect: Side) -> Verdict:
     """Verdict on "below low" or "above high"; what lies between decides nothing, nor does NaN."""
     if value < low:
         return "supported" if expect == "below" else "not supported"

@@ -22,14 +22,14 @@ def main() -> None:
     from experiments.errors import UsageError
     from experiments.evidence import is_packed, pack, unpack
     from experiments.factorial import FACTORIAL
-    from experiments.readme import read_text, replace_section, section
+    from experiments.readme import ROOT, read_text, replace_section, section
     from experiments.runs import finished_summaries
     from experiments.training_curves import compare_training
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of run folders, or packed runs")
     parser.add_argument("results", type=Path, help="folder for the tables and the figure, for example results/cpu")
-    parser.add_argument("--readme", type=Path, default=None, help="file whose section is replaced (default: README.md)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose section is replaced")
     arguments = parser.parse_args()
     if not arguments.runs.is_dir():
         raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
@@ -41,7 +41,7 @@ def main() -> None:
         print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
     if not summaries:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
-    readme, name = arguments.readme or Path(__file__).resolve().parents[1] / "README.md", arguments.results.name
+    readme, name = arguments.readme, arguments.results.name
     for needed in (name, f"{name}-growth") if packed else (name,):
         section(read_text(readme), needed)  # before anything is written
     texts = {f"{name}-growth": write_campaign(arguments.runs, arguments.results)} if packed else {}

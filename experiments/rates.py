@@ -22,14 +22,14 @@ def main() -> None:
     from experiments.errors import UsageError
     from experiments.evidence import is_packed, pack, unpack
     from experiments.measure.suite import measure_run, questions_of, read_table
-    from experiments.readme import read_text, replace_section, section
+    from experiments.readme import ROOT, read_text, replace_section, section
     from experiments.runs import finished_summaries
     from experiments.schedules import compare_schedules, identity, require_design
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder whose folders hold runs, packed or not, of one schedule each")
     parser.add_argument("results", type=Path, help="folder for tables and figures, for example results/rates")
-    parser.add_argument("--readme", type=Path, default=None, help="file whose section is replaced (default: README.md)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose section is replaced")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of prepared tokens")
     arguments = parser.parse_args()
     folders = sorted(path for path in arguments.runs.glob("*") if path.is_dir())
@@ -37,7 +37,7 @@ def main() -> None:
         raise UsageError(f"{arguments.runs} has no folders; name the one that holds a folder of runs a schedule.")
     for left in sorted(set(arguments.results.glob("*/")) - {arguments.results / folder.name for folder in folders}):
         raise UsageError(f"{left} is of runs that {arguments.runs} has not; delete it, or choose another folder.")
-    readme, name = arguments.readme or Path(__file__).resolve().parents[1] / "README.md", arguments.results.name
+    readme, name = arguments.readme, arguments.results.name
     section(read_text(readme), name)  # before anything is written
     with TemporaryDirectory() as scratch:
         places = {f.name: unpack(f, Path(scratch) / f.name) if is_packed(f) else f for f in folders}

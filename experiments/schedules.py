@@ -7,7 +7,7 @@ from seed 0 alone, which is not among them (LOG.md, 2026-11-30).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from experiments.comparison import judged, require_comparable
 from experiments.config import RunConfig
 from experiments.curves import look
 from experiments.errors import UsageError
-from experiments.expectations import Row, as_dicts
+from experiments.expectations import Row, Side, Verdict, as_dicts
 from experiments.figures import draw_common, draw_rates
 from experiments.files import atomic_path, write_json
 from experiments.measure.statistics import geometric_interval, t_interval
@@ -62,7 +62,7 @@ class Estimand:
 
     quantity: str
     estimate: Estimate
-    side: Literal["above", "below"] | None = None
+    side: Side | None = None
     bound: float = 1.0
     geometric: bool = True
 
@@ -74,9 +74,7 @@ def _final(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Serie
     return runs[chosen].set_index("seed")[column]
 
 
-def _norms(
-    quantity: str, above: Cell, below: Cell, side: Literal["above", "below"] | None = None, bound: float = 1.0
-) -> Estimand:
+def _norms(quantity: str, above: Cell, below: Cell, side: Side | None = None, bound: float = 1.0) -> Estimand:
     """The quotient of two cells' final norms."""
     return Estimand(
         quantity=quantity, estimate=lambda runs: _final(runs, above) / _final(runs, below), side=side, bound=bound
@@ -95,7 +93,7 @@ ESTIMANDS = (
     _norms("(1) untied, blind: norm at 3e-3 / at 1e-3", (UNTIED_BLIND, HIGH), (UNTIED_BLIND, MIDDLE), "above", 2.0),
     _norms("(2) untied, raw: norm at 3e-3 / at 1e-3", (UNTIED_RAW, HIGH), (UNTIED_RAW, MIDDLE), "below", 2.0),
     _norms("(3) tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "above", 1.0),
-    _norms("(3) and not by much", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "below", 2.0),
+    _norms("(3) the same, its upper bound", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "below", 2.0),
     _norms("(4) untied, at 1e-3: blind norm / raw", (UNTIED_BLIND, MIDDLE), (UNTIED_RAW, MIDDLE), "below", 5.0),
     *(
         _norms(f"(5) tied, at {name}: blind norm / raw", (TIED_BLIND, schedule), (TIED_RAW, schedule), "above", 5.0)
@@ -122,7 +120,7 @@ ESTIMANDS = (
         for schedule, name in SCHEDULES.items()
     ),
     Estimand(
-        quantity="untied: that at 3e-3 less that at 1e-3, nats",
+        quantity="untied: this difference at 3e-3 - at 1e-3, nats",
         estimate=lambda runs: _cost_of_blindness(HIGH)(runs) - _cost_of_blindness(MIDDLE)(runs),
         geometric=False,
     ),
@@ -244,7 +242,7 @@ def _judge_common(runs: pd.DataFrame) -> Row:
 
 
 def _not_run(quantity: str, predicted: str) -> Row:
-    verdict: Literal["no prediction", "inconclusive"] = "no prediction" if predicted == "none made" else "inconclusive"
+    verdict: Verdict = "no prediction" if predicted == "none made" else "inconclusive"
     return Row(quantity=quantity, basis="empirical", predicted=predicted, observed="not run", verdict=verdict)
 
 

@@ -14,7 +14,7 @@ Each module is one idea; its functions are imported from it:
     precision       when a low-precision residual stream stops moving
     symmetry        scaling symmetries of the parameters, derived and measured
     optimiser_laws  how an optimiser moves a parameter norm that the loss cannot see
-    common          how much of a state is the same for every token
+    common_vector   how much of a state is the same for every token
     attribution     which parameters moved the state's norm during training
     capture         states and interventions of one call of a reused module
     adapters        other people's looped models as the three maps

@@ -222,7 +222,7 @@ def test_losses_by_learning_rate():
     cost = "untied, at {}: CE, blind - raw, nats".format
     require_said(f"by {seen(cost('3e-3'))} nats, and by {seen(cost('3e-3 after 50 steps of warm-up'))} after warm-up")
     require_said(f"at 1e-3 the difference is {seen(cost('1e-3'))} and at 3e-4 {seen(cost('3e-4'))}.")
-    require_said(f"is undecided, {seen('untied: that at 3e-3 less that at 1e-3, nats')}.")
+    require_said(f"is undecided, {seen('untied: this difference at 3e-3 - at 1e-3, nats')}.")
     losses = rates()[1]["cross_entropy"]
     unigram, bigram = counted_at_rates()
     assert losses[TIED_BLIND, LOW].min() > unigram and losses[TIED_RAW, LOW].min() > unigram

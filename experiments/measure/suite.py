@@ -18,7 +18,7 @@ from experiments.files import atomic_path, exclusive, read_json, write_json
 from experiments.measure import (
     attribution,
     clamp,
-    common,
+    common_vector,
     deferred,
     depth,
     growth,
@@ -56,7 +56,7 @@ SUITE = (
     Measure(tables=("increments",), measure=increments.measure),
     Measure(tables=("growth", "growth_exponent"), measure=growth.measure),
     Measure(tables=("attribution", "pressure"), measure=attribution.measure),
-    Measure(tables=("common",), measure=common.measure),
+    Measure(tables=("common",), measure=common_vector.measure),
     Measure(tables=("deferred", "coefficient_law"), measure=deferred.measure),
 )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loopsight.attribution import attribute_growth, log_norm_gradient, norm_degrees
 from loopsight.blind import blind_subspace
-from loopsight.common import common_derivative, common_fraction, common_vector
+from loopsight.common_vector import common_derivative, common_fraction, common_vector
 from loopsight.deferred import deferred_identity
 from loopsight.derivatives import directional_derivative, pullback
 from loopsight.gramian import gramian_extremes
@@ -41,7 +41,7 @@ from loopsight.symmetry import (
 )
 
 MODULES = (
-    "attribution", "blind", "common", "deferred", "derivatives", "gramian", "growth", "increments", "invariance",
+    "attribution", "blind", "common_vector", "deferred", "derivatives", "gramian", "growth", "increments", "invariance",
     "observability", "optimiser_laws", "precision", "protocol", "radial", "symmetry",
 )  # fmt: skip
 NOT_FOR_INPUT = {"differentiable_kernels", "forward_mode", "require_adjoint", "require_double_states"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from loopsight.common import common_derivative, common_fraction, common_vector
+from loopsight.common_vector import common_derivative, common_fraction, common_vector
 
 D, TOKENS = 16, 4096
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.errors import RunError
-from experiments.measure.common import COMMON, WINDOWS, common, measure
+from experiments.measure.common_vector import COMMON, WINDOWS, common, measure
 from experiments.training import snapshots
 from experiments.training.trainer import train
 

@@ -15,7 +15,7 @@ from experiments.measure.attribution import read_snapshots
 from experiments.measure.context import Context
 from experiments.measure.total_loss import own_loss
 from loopsight.attribution import Parameters
-from loopsight.common import common_derivative, common_fraction
+from loopsight.common_vector import common_derivative, common_fraction
 from models import LoopedLM
 
 WINDOWS = 16
