@@ -17,7 +17,7 @@ from experiments.experiment import run
 from experiments.tables import markdown, rows_as_markdown
 from experiments.training.trainer import Execution
 from experiments.variants import VARIANTS, find, nearest_first, select
-from models import PRESETS
+from models import PRESETS, ModelConfig, resized
 
 MOST_NATS = 700.0  # whose exponential is still a number
 DESCRIPTION = """Train looped language models by variant, evaluate them, and print what was predicted and what happened.
@@ -33,6 +33,10 @@ class Arguments:
     """A variant's name; `all` for every one and a comparison; `factorial` for the cells of the designed experiment."""
     preset: str = "cpu"
     """Size and training defaults: tiny, cpu (0.8M parameters), 44m, 129m, 1.4b."""
+    d_model: int | None = None
+    """Width of the model's state, of heads as wide as the preset's; the preset's when not given."""
+    num_layers: int | None = None
+    """Layers of the shared stack; the preset's when not given."""
     seeds: tuple[int, ...] = (0,)
     """One run a seed; the seed decides initial weights, data order and dropout."""
     out: Path = Path("runs")
@@ -86,6 +90,7 @@ def main() -> None:
     require_at_least(1, checkpoint_every=arguments.checkpoint_every, loops=arguments.loops)
     require_at_least(0, snapshots=arguments.snapshots)
     training = _training(arguments)
+    size = _size(arguments)
     execution = Execution(
         device=choose_device(arguments.device),
         compile=arguments.compile,
@@ -96,7 +101,6 @@ def main() -> None:
     _require_packages()
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
-    size = PRESETS[arguments.preset]
     corpus_config = CorpusConfig(
         data=arguments.data,
         tokeniser=arguments.tokeniser,
@@ -118,6 +122,7 @@ def main() -> None:
                 training=training,
                 corpus=corpus_config,
                 tokens=tokens,
+                size=size,
             )
             summaries.append(_run_and_print(config, tokens, arguments, execution))
     if len(summaries) > 1 and arguments.variant != "factorial":  # its cells differ in training, too
@@ -192,6 +197,13 @@ def _training(arguments: Arguments) -> TrainingConfig:
             weight_decay=arguments.weight_decay,
             recompute=arguments.recompute or preset.recompute,
         )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _size(arguments: Arguments) -> ModelConfig:
+    try:
+        return resized(PRESETS[arguments.preset], d_model=arguments.d_model, num_layers=arguments.num_layers)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

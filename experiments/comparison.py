@@ -136,28 +136,20 @@ def require_comparable(summaries: Sequence[dict[str, Any]], free: Sequence[str] 
 
     Args:
         summaries: the contents of the runs' `summary.json`.
-        free: settings of the training, beside variant and seed, that may differ.
+        free: settings of training and size, beside variant and seed, that may differ.
 
     Raises:
         UsageError: naming two runs, and what to do.
     """
 
-    def shared(summary: dict[str, Any]) -> tuple[Any, ...]:
-        config = summary["config"]
-        training = {name: value for name, value in config["training"].items() if name not in free}
-        return config["preset"], training, config["corpus_key"], config["model"]["num_loops"]
-
-    def identity(summary: dict[str, Any]) -> tuple[Any, ...]:
-        return summary["run"], *(summary["config"]["training"][name] for name in free)
-
-    first = summaries[0]
-    for other in summaries:
-        if shared(other) != shared(first):
+    configs = [RunConfig.from_dict(summary["config"]) for summary in summaries]
+    for summary, config in zip(summaries, configs, strict=True):
+        if config.kind(free) != configs[0].kind(free):
             raise UsageError(
-                f"{first['run']} and {other['run']} differ in preset, training, data or loops and cannot be "
+                f"{summaries[0]['run']} and {summary['run']} differ in size, training, data or loops and cannot be "
                 "compared; put runs of one kind into one folder."
             )
-    if len({identity(summary) for summary in summaries}) < len(summaries):
+    if len({(config.name, config.kind()) for config in configs}) < len(configs):
         raise UsageError("a run was given twice; seeds must differ, or their interval means nothing.")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -93,6 +94,12 @@ class RunConfig:
         """Name of the run's folder."""
         return f"{self.variant}-{self.seed}"
 
+    def kind(self, free: Collection[str] = ()) -> tuple[Any, ...]:
+        """What runs must share to be compared: all but variant, seed and the settings named in `free`."""
+        size = {name: getattr(self.model, name) for name in ("d_model", "num_layers", "num_loops")}
+        settings = {"preset": self.preset, "corpus_key": self.corpus_key} | size | asdict(self.training)
+        return tuple(value for name, value in settings.items() if name not in free)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON would give it back: what was read from a file compares equal."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -128,14 +135,16 @@ def resolve(
     training: TrainingConfig,
     corpus: CorpusConfig,
     tokens: TokenCorpus,
+    size: ModelConfig | None = None,
 ) -> RunConfig:
-    """Put a variant on a preset's size; the vocabulary is the tokeniser's, which may be smaller than asked for."""
+    """Put a variant on a size, the preset's when None; the vocabulary is the tokeniser's, which may be smaller than
+    asked for."""
     chosen = find(variant)
     return RunConfig(
         variant=variant,
         preset=preset,
         seed=seed,
-        model=chosen.model_config(replace(PRESETS[preset], vocab_size=tokens.vocab_size)),
+        model=chosen.model_config(replace(size or PRESETS[preset], vocab_size=tokens.vocab_size)),
         supervision=chosen.supervision,
         training=replace(training, **chosen.training),
         corpus=corpus,

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments.config import RunConfig
+from models import PRESETS
+
 
 def provenance(summaries: Sequence[dict[str, Any]]) -> str:
     """Size, data, seeds, machine, dates and commits of runs of one size and one corpus."""
     first = summaries[0]
     training, corpus = first["config"]["training"], first["corpus"]
+    configs = [RunConfig.from_dict(summary["config"]) for summary in summaries]
     sessions = [session for summary in summaries for session in summary["sessions"]]
 
     def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
@@ -20,7 +24,7 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens"
         f"{'' if unknown is None else f'; {unknown:.1%} of the held-out part are unknown words'}. "
         f"{_by_counting(counted) if len(counted) == len(summaries) else ''}"
-        f"Preset {first['config']['preset']} ({first['parameters']:,} parameters in {first['variant']}), "
+        f"{size_name(configs)} ({first['parameters']:,} parameters in {first['variant']}), "
         f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
         f"{_learning_rates(summaries)}, seeds "
         f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
@@ -29,6 +33,17 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
         f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
     )
+
+
+def size_name(configs: Sequence[RunConfig]) -> str:
+    """The preset of all, and the widths and depths where they are not the preset's."""
+    preset = configs[0].preset
+    others = []
+    for name in ("d_model", "num_layers"):
+        sizes = sorted({getattr(config.model, name) for config in configs})
+        if sizes != [getattr(PRESETS[preset], name)]:
+            others.append(f"{name} {', '.join(map(str, sizes))}")
+    return f"Preset {preset}{' with ' if others else ''}{' and '.join(others)}"
 
 
 def _learning_rates(summaries: Sequence[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from models.config import BetweenConfig, ModelConfig, PositionKind, ReadoutConfig
 from models.looped_lm import LoopedLM
 from models.losses import Loss, Supervision, chunked_cross_entropy, looped_loss
-from models.presets import PRESETS
+from models.presets import PRESETS, resized
 
 __all__ = [
     "PRESETS",
@@ -16,4 +16,5 @@ __all__ = [
     "Supervision",
     "chunked_cross_entropy",
     "looped_loss",
+    "resized",
 ]

@@ -46,12 +46,6 @@ class MeasuredRun:
     record: dict[str, Any]
     measured: RunTables
 
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What runs must share to be compared: all but variant and seed."""
-        config = self.config
-        return config.preset, config.training, config.corpus_key, config.model.num_loops
-
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
@@ -158,13 +152,13 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 def _of_one_kind(runs: list[MeasuredRun]) -> tuple[list[MeasuredRun], list[Skipped]]:
     if not runs:
         return [], []
-    kind = Counter(run.kind for run in runs).most_common(1)[0][0]
+    kind = Counter(run.config.kind() for run in runs).most_common(1)[0][0]
     kept: dict[tuple[str, int], MeasuredRun] = {}
     skipped = []
     for run in runs:
         identity = run.config.variant, run.config.seed
-        if run.kind != kind:
-            reason = "differs from most runs in preset, training, data or loops: report it apart"
+        if run.config.kind() != kind:
+            reason = "differs from most runs in size, training, data or loops: report it apart"
             skipped.append(Skipped(name=run.folder.name, reason=reason))
         elif identity in kept:
             skipped.append(Skipped(name=run.folder.name, reason=f"is {run.config.name} a second time"))

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from experiments.provenance import size_name
 from experiments.reporting.collect import Collection
 
 
@@ -14,7 +15,7 @@ def setting(collection: Collection) -> str:
     variants = {r.config.variant for r in collection.runs}
     return (
         f"{_number(len(collection.runs), 'run')}: {_number(len(variants), 'variant')}, seeds {_seeds(collection)}. "
-        f"Preset {run.config.preset} ({run.summary['parameters']:,} parameters in {run.config.variant}), "
+        f"{size_name([run.config])} ({run.summary['parameters']:,} parameters in {run.config.variant}), "
         f"{training.steps} steps of {training.batch_size} x {run.config.model.context} tokens, learning rate "
         f"{training.learning_rate:g}, {run.config.model.num_loops} loops; {run.summary['validation']['tokens']:,} "
         f"held-out tokens. {corpus.get('note') or ''}"

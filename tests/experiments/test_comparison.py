@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from experiments.comparison import _claims, compare
+from experiments.comparison import _claims, compare, require_comparable
 from experiments.config import RunConfig, TrainingConfig
 from experiments.corpus import CorpusConfig
 from experiments.errors import UsageError
@@ -152,6 +152,28 @@ def test_runs_of_different_kinds_are_refused(tmp_path):
     other["config"]["training"]["steps"] = 4
     with pytest.raises(UsageError, match="cannot be compared"):
         compare([summary("scale_visible", 0, 4.0), other], tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("d_model", 64), ("num_layers", 2), ("num_loops", 3)])
+def test_models_of_different_sizes_are_refused_unless_their_size_is_free(name, value):
+    one, other = summary("scale_visible", 0, 4.0), summary("scale_visible", 0, 4.0)
+    other["config"]["model"][name] = value
+    with pytest.raises(UsageError, match="differ in size"):
+        require_comparable([one, other])
+    require_comparable([one, other], free=[name])
+    with pytest.raises(UsageError, match="given twice"):
+        require_comparable([one, one], free=[name])
+
+
+def test_a_size_that_is_not_the_preset_s_is_named():
+    runs = [summary("scale_visible", seed, 1.0) for seed in range(3)]
+    assert "Preset tiny (" in provenance(runs)
+    for run, width in zip(runs, (64, 128, 32), strict=True):
+        run["config"]["model"]["d_model"] = width
+    assert "Preset tiny with d_model 32, 64, 128 (" in provenance(runs)
+    for run in runs:
+        run["config"]["model"] |= {"d_model": 32, "num_layers": 3}
+    assert "Preset tiny with num_layers 3 (" in provenance(runs)
 
 
 def test_what_ran_on_a_gpu_names_the_gpu_and_not_its_host():

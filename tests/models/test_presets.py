@@ -1,9 +1,11 @@
 """The named sizes are the sizes the paper names, to the parameter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from models import PRESETS, LoopedLM
+from models import PRESETS, LoopedLM, resized
 
 
 def on_meta(name: str) -> LoopedLM:
@@ -43,3 +45,16 @@ def test_presets_are_the_tied_rmsnorm_model_with_gain_and_nothing_between_loops(
 def test_building_on_the_meta_device_allocates_nothing():
     model = on_meta("1.4b")
     assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+def test_a_resized_preset_keeps_the_width_of_its_heads_and_all_else():
+    wide = resized(PRESETS["cpu"], d_model=256)
+    assert (wide.d_model, wide.num_heads, wide.num_layers) == (256, 8, 2)
+    deep = resized(PRESETS["cpu"], num_layers=8)
+    assert deep == replace(PRESETS["cpu"], num_layers=8)
+    assert resized(PRESETS["44m"]) == PRESETS["44m"]
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="multiple of the width of a head, 32, got 100"):
+        resized(PRESETS["cpu"], d_model=100)
