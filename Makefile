@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench contrast long rates sweep factorial theory clean
+.PHONY: help run test notebooks lint format bench contrast long rates sizes sweep factorial theory clean
 
 SEEDS := 0 1 2
 
@@ -29,6 +29,7 @@ help:
 	@echo "make contrast   what make run trains, and three variants beside it, three seeds, into results/contrast (20 minutes)"
 	@echo "make long       the contrast at 1,000 steps, with and without tie and N(0, 1), into results/long (two hours or three)"
 	@echo "make rates      two pairs of variants at three learning rates and with warm-up, into results/rates (an hour or two)"
+	@echo "make sizes      the untied pair at other widths and depths, into results/sizes (two to four hours)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
@@ -85,7 +86,20 @@ rates: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/rates/3e-3,--steps 200 --learning-rate 3e-3)
 	$(call train,$(PAIRS),runs/rates/3e-3-warmup,--steps 200 --learning-rate 3e-3 --warmup-steps 50)
 	$(call train,$(PAIRS),runs/rates/3e-4,--steps 200 --learning-rate 3e-4)
-	$(BIN)/python experiments/rates.py runs/rates results/rates
+	$(BIN)/python experiments/grid.py rates runs/rates
+
+sizes: SEEDS := 3 4 5
+sizes: PAIRS := untied_small_init_scale_invariant untied_small_init_scale_visible
+sizes: $(VENV)/.installed
+	$(call train,$(PAIRS),runs/sizes/d64-1e-3,--steps 200 --d-model 64 --learning-rate 1e-3)
+	$(call train,$(PAIRS),runs/sizes/d64-2e-3,--steps 200 --d-model 64 --learning-rate 2e-3)
+	$(call train,$(PAIRS),runs/sizes/d64-6e-3,--steps 200 --d-model 64 --learning-rate 6e-3)
+	$(call train,$(PAIRS),runs/sizes/d256-5e-4,--steps 200 --d-model 256 --learning-rate 5e-4)
+	$(call train,$(PAIRS),runs/sizes/d256-1e-3,--steps 200 --d-model 256 --learning-rate 1e-3)
+	$(call train,$(PAIRS),runs/sizes/d256-1.5e-3,--steps 200 --d-model 256 --learning-rate 1.5e-3)
+	$(call train,$(PAIRS),runs/sizes/d512-1e-3,--steps 200 --d-model 512 --learning-rate 1e-3)
+	$(call train,$(PAIRS),runs/sizes/d128-8-layers-1e-3,--steps 200 --num-layers 8 --learning-rate 1e-3)
+	$(BIN)/python experiments/grid.py sizes runs/sizes results/rates
 
 sweep: $(VENV)/.installed
 	$(BIN)/python experiments/run.py --variant all --seeds $(SEEDS) --steps 200 --out runs/sweep --resume

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -158,6 +159,34 @@ def draw_rates(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
         "cross_entropy": ("its cross-entropy (nats)", False),
     }
     _draw_by_panel(path, runs, "learning_rate", quantities, looks, _rate_axis)
+
+
+def draw_sizes(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Root mean square of the last loop's state after training, over learning rate x width: a panel a variant, a line a
+    width and depth, with 95 % intervals over seeds.
+
+    Args:
+        path: PNG to write.
+        runs: one row a run: `variant`, `seed`, `learning_rate`, `d_model`, `num_layers`, `l2_norm`.
+        looks: of every variant.
+    """
+    rows = runs.assign(
+        product=runs["learning_rate"] * runs["d_model"],
+        rms=runs["l2_norm"] / runs["d_model"] ** 0.5,
+        size=[f"width {d}, {n} layers" for d, n in zip(runs["d_model"], runs["num_layers"], strict=True)],
+    )
+    sizes = rows.sort_values(["num_layers", "d_model"])["size"].unique()
+    sized = dict(zip(sizes, sns.color_palette("viridis", len(sizes)).as_hex(), strict=True))
+    with sns.axes_style("whitegrid"):
+        figure, grid = plt.subplots(1, len(looks), figsize=(4.5 * len(looks), 4.1), layout="constrained", sharey=True)
+        for axes, (variant, look) in zip(np.atleast_1d(grid), looks.items(), strict=True):
+            of_variant = rows[rows["variant"] == variant].assign(variant=lambda frame: frame["size"])
+            styles = {size: replace(look, colour=colour, dashes="") for size, colour in sized.items()}
+            lines(axes, of_variant, "product", "rms", styles)
+            axes.set(title=variant, xlabel="learning rate x width", ylabel="RMS after the last loop", xscale="log")
+        shared_legend(figure, 3)
+        plain_ticks(figure)
+        _write(path, figure)
 
 
 def draw_common(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> None:

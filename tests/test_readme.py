@@ -39,7 +39,7 @@ WRONG = {
     "experiments/gpu.py": ["--minutes", "0", "--out", "nowhere"],
     "experiments/report.py": ["nowhere"],
     "experiments/publish.py": ["nowhere", "nowhere"],
-    "experiments/rates.py": ["nowhere", "nowhere"],
+    "experiments/grid.py": ["rates", "nowhere"],
     "experiments/readme.py": ["planted", "nowhere"],
     "experiments/screenshot.py": ["nowhere"],
     "experiments/long_profile.py": ["P0"],

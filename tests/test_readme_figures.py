@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.config import TRAINING_PRESETS
+from experiments.grids.design import Setting
+from experiments.grids.rates import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
 from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.measure.suite import SUITE
-from experiments.schedules import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
 
 ROOT = Path(__file__).parents[1]
 SIZES = ("cpu", "44m", "129m")
@@ -171,7 +172,7 @@ def rates():
     """The lines of the table of verdicts by quantity, and the runs' norms and losses: by seed, variant and schedule."""
     stored = json.loads((ROOT / "results" / "rates" / "claims.json").read_text(encoding="utf-8"))
     rows = table("rates", "runs")
-    rows = rows.assign(schedule=list(zip(rows["learning_rate"], rows["warmup_steps"], strict=True)))
+    rows = rows.assign(schedule=list(rows[list(Setting._fields)].itertuples(index=False, name=None)))
     return {row["quantity"]: row for row in stored}, rows.set_index(["variant", "schedule", "seed"]).sort_index()
 
 

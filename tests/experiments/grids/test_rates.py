@@ -2,25 +2,20 @@
 
 import json
 import math
-import re
-import shutil
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from summaries import summary_of
 
-from experiments.config import RunConfig, TrainingConfig
-from experiments.corpus import CorpusConfig
+from experiments.config import RunConfig
 from experiments.curves import look
 from experiments.errors import UsageError
-from experiments.evidence import unpack
 from experiments.figures import draw_common, draw_rates
-from experiments.measure.suite import read_table
-from experiments.readme import ROOT, section
-from experiments.runs import finished_summaries
-from experiments.schedules import (
-    ESTIMANDS,
+from experiments.grids import GRIDS
+from experiments.grids.compare import compare_grid, identity
+from experiments.grids.design import Setting
+from experiments.grids.rates import (
     HIGH,
     LOW,
     MIDDLE,
@@ -31,13 +26,9 @@ from experiments.schedules import (
     UNTIED_BLIND,
     UNTIED_RAW,
     WARMED,
-    compare_schedules,
-    identity,
 )
-from experiments.variants import find
-from models import PRESETS
 
-RESULTS = ROOT / "results" / "rates"
+RATES = GRIDS["rates"]
 EXPONENTS = {TIED_BLIND: 0.3, TIED_RAW: -0.1, UNTIED_BLIND: 1.0, UNTIED_RAW: 0.0}
 AT_MIDDLE = {TIED_BLIND: 600.0, TIED_RAW: 5.0, UNTIED_BLIND: 60.0, UNTIED_RAW: 20.0}
 
@@ -45,47 +36,22 @@ AT_MIDDLE = {TIED_BLIND: 600.0, TIED_RAW: 5.0, UNTIED_BLIND: 60.0, UNTIED_RAW: 2
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     for name in ("draw_rates", "draw_common"):
-        monkeypatch.setattr(f"experiments.schedules.{name}", lambda *_: None)
-
-
-def summary(variant, schedule, seed, norm, loss=3.0):
-    rate, warmup = schedule
-    config = RunConfig(
-        variant=variant,
-        preset="tiny",
-        seed=seed,
-        model=find(variant).model_config(replace(PRESETS["tiny"], num_loops=2)),
-        supervision=find(variant).supervision,
-        training=TrainingConfig(steps=200, batch_size=4, learning_rate=rate, warmup_steps=warmup),
-        corpus=CorpusConfig(data="synthetic"),
-        corpus_key="k",
-    )
-    session = {"date": "2026-01-02", "processor": "P", "torch_threads": 1, "device": "cpu", "python": "3.11"}
-    return {
-        "run": config.name,
-        "variant": variant,
-        "seed": seed,
-        "parameters": 1000,
-        "config": config.to_dict(),
-        "sessions": [session | {"packages": {"torch": "2.13"}, "commit": "0123", "uncommitted_changes": False}],
-        "corpus": {"note": None},
-        "validation": {"tokens": 99, "cross_entropy": [9.0, loss], "l2_norm": {"mean": [1.0, norm]}},
-    }
+        monkeypatch.setattr(f"experiments.grids.rates.{name}", lambda *_: None)
 
 
 def world():
     """A power law of the rate for every variant, all predictions true; by variant and schedule, three seeds each."""
     return {
         (variant, schedule): [
-            summary(
+            summary_of(
                 variant,
                 schedule,
                 seed,
                 norm=AT_MIDDLE[variant]
                 * (1 + 0.01 * seed)
-                * (schedule[0] / 1e-3) ** power
+                * (schedule.learning_rate / 1e-3) ** power
                 * (0.5 if schedule == WARMED else 1.0),
-                loss=3.0 + math.log10(schedule[0]) + 0.01 * seed,
+                loss=3.0 + math.log10(schedule.learning_rate) + 0.01 * seed,
             )
             for seed in (3, 4, 5)
         ]
@@ -107,13 +73,13 @@ def commons(runs, most=0.999):
 
 def verdicts(cells, out, most=0.999):
     runs = [run for of_cell in cells.values() for run in of_cell]
-    compare_schedules(runs, commons(runs, most), out)
+    compare_grid("rates", RATES, runs, commons(runs, most), out)
     return json.loads((out / "claims.json").read_text())
 
 
 def test_planted_laws_are_found(tmp_path):
     rows = verdicts(world(), tmp_path)
-    assert len(rows) == len(ESTIMANDS) + 1 == len({row["quantity"] for row in rows})
+    assert len(rows) == len(RATES.judgements) == len({row["quantity"] for row in rows})
     assert {row["verdict"] for row in rows if row["predicted"] != "none made"} == {"supported"}
     assert {row["quantity"][1] for row in rows if row["verdict"] == "supported"} == set("12345678")
     observed = {row["quantity"]: row["observed"] for row in rows}
@@ -197,9 +163,10 @@ def test_one_blind_run_that_differs_refutes_what_was_said_of_every_one(variant, 
     runs = [run for of_cell in world().values() for run in of_cell]
     common = commons(runs)
     of_run = (common["variant"] == variant) & (common["seed"] == 4)
-    of_run &= (common["learning_rate"] == schedule[0]) & (common["warmup_steps"] == schedule[1])
+    of_run &= common["learning_rate"] == schedule.learning_rate
+    of_run &= common["warmup_steps"] == schedule.warmup_steps
     common.loc[of_run, "common_fraction"] = 0.2
-    compare_schedules(runs, common, tmp_path)
+    compare_grid("rates", RATES, runs, common, tmp_path)
     (row,) = [row for row in json.loads((tmp_path / "claims.json").read_text()) if row["quantity"].startswith("(8)")]
     assert row["verdict"] == expected
     assert expected == "supported" or row["observed"] == "in 17 of 18, least 0.2"
@@ -209,7 +176,7 @@ def test_what_was_not_run_is_named(tmp_path):
     cells = {key: runs for key, runs in world().items() if key[1] != LOW}
     cells[UNTIED_RAW, MIDDLE] = cells[UNTIED_RAW, MIDDLE][:1]
     rows = {row["quantity"]: row for row in verdicts(cells, tmp_path)}
-    assert len(rows) == len(ESTIMANDS) + 1
+    assert len(rows) == len(RATES.judgements)
     lacking = {quantity for quantity, row in rows.items() if row["observed"] == "not run"}
     assert lacking == {quantity for quantity in rows if "3e-4" in quantity}
     assert rows["(5) tied, at 3e-4: blind norm / raw"]["verdict"] == "inconclusive"
@@ -223,117 +190,32 @@ def test_what_was_not_run_is_named(tmp_path):
     assert rows["(8)"] == "not run"
 
 
+def test_a_grid_has_its_cells_and_no_others():
+    assert all(RATES.has(summary_of(variant, schedule, 0, 1.0)) for variant in EXPONENTS for schedule in SCHEDULES)
+    for variant, setting in [
+        ("norm_penalty", HIGH),
+        (TIED_BLIND, Setting(1e-2)),
+        (TIED_BLIND, Setting(3e-3, 10)),
+        (TIED_BLIND, Setting(3e-3, d_model=64)),
+        (TIED_BLIND, Setting(3e-3, num_layers=3)),
+    ]:
+        assert not RATES.has(summary_of(variant, setting, 0, 1.0))
+
+
 def test_runs_of_another_kind_are_refused(tmp_path):
     def refused(match, *runs):
         with pytest.raises(UsageError, match=match):
-            compare_schedules(runs, commons(runs), tmp_path)
+            compare_grid("rates", RATES, runs, commons(runs), tmp_path)
 
-    first = summary(TIED_BLIND, HIGH, 3, 1.0)
-    longer = summary(TIED_BLIND, LOW, 3, 1.0)
+    first = summary_of(TIED_BLIND, HIGH, 3, 1.0)
+    longer = summary_of(TIED_BLIND, LOW, 3, 1.0)
     longer["config"]["training"]["steps"] = 300
     refused("cannot be compared", first, longer)
-    refused("another schedule than these: 3e-4; 1e-3", first, summary(TIED_BLIND, (1e-2, 0), 3, 1.0))
-    refused("another schedule", first, summary(TIED_BLIND, (3e-3, 10), 3, 1.0))
-    refused("neither pair", first, summary("norm_penalty", HIGH, 3, 1.0))
     refused("given twice", first, first)
-    other = summary(TIED_BLIND, HIGH, 4, 1.0)
+    other = summary_of(TIED_BLIND, HIGH, 4, 1.0)
     for common in (commons([first]), commons([first]).head(0)):
         with pytest.raises(UsageError, match="kept no weights along training"):
-            compare_schedules([first, other], common, tmp_path)
-
-
-@pytest.fixture
-def readme(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("<!-- rates -->\nold\n<!-- /rates -->\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def committed(tmp_path_factory):
-    """Summaries and tables of the committed runs."""
-    out, summaries, tables = tmp_path_factory.mktemp("unpacked"), [], []
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        where = unpack(folder, out / folder.name)
-        found, unfinished = finished_summaries(where)
-        assert not unfinished
-        summaries += found
-        tables += [read_table(where / run["run"], "common").assign(**identity(run)) for run in found]
-    return summaries, pd.concat(tables, ignore_index=True)
-
-
-def test_the_committed_comparison_says_what_its_committed_runs_do(committed, tmp_path):
-    compare_schedules(*committed, tmp_path)
-    for file in ("rates.md", "runs.csv", "common.csv", "claims.json"):
-        assert (tmp_path / file).read_text() == (RESULTS / file).read_text(), file
-    assert len(committed[0]) == 48
-
-
-def test_the_command_compares_packed_runs_and_fills_the_readme(inside, readme, tmp_path):
-    done = inside(RESULTS, tmp_path / "rates", "--readme", readme, main="experiments.rates")
-    assert done.returncode == 0, done.stderr
-    assert section(readme.read_text(), "rates") == (RESULTS / "rates.md").read_text().strip()
-
-
-def test_the_command_refuses_what_holds_no_runs(inside, readme, tmp_path):
-    def error(*arguments):
-        done = inside(*arguments, "--readme", readme, main="experiments.rates")
-        assert done.returncode == 2 and done.stderr.startswith("error: ")
-        return done.stderr
-
-    assert "has no folders" in error(tmp_path / "none", tmp_path / "rates")
-    shutil.copytree(RESULTS, tmp_path / "runs")
-    (tmp_path / "runs" / "9e-9").mkdir()
-    assert "9e-9 holds no finished run" in error(tmp_path / "runs", tmp_path / "rates")
-    assert "no section" in error(RESULTS, tmp_path / "another")
-    assert "old" in readme.read_text() and not (tmp_path / "rates").exists()
-    shutil.copytree(RESULTS / "3e-3", tmp_path / "rates" / "2e-3")
-    assert "2e-3 is of runs that" in error(RESULTS, tmp_path / "rates")
-
-
-def test_unpacked_runs_are_measured_and_packed(inside, trained_run, cache, readme, tmp_path):
-    folder, summary_of_run = trained_run
-    shutil.copytree(folder, tmp_path / "runs" / "3e-3" / folder.name)
-    unfinished = tmp_path / "runs" / "3e-3" / "interrupted-0"
-    unfinished.mkdir()
-    (unfinished / "config.json").write_text("{}")
-    arguments = (tmp_path / "runs", tmp_path / "rates", "--readme", readme, "--cache", cache)
-    done = inside(*arguments, main="experiments.rates")
-    assert done.returncode == 0, done.stderr
-    assert "left out, unfinished: interrupted-0" in done.stderr
-    packed = json.loads((tmp_path / "rates" / "3e-3" / "runs.json").read_text())
-    assert packed["runs"].keys() == {folder.name} and packed["missing"] == ["interrupted-0"]
-    assert [path.name for path in (tmp_path / "rates" / "3e-3" / "tables").iterdir()] == ["common.csv"]
-    runs = pd.read_csv(tmp_path / "rates" / "runs.csv")
-    assert runs["l2_norm"].tolist() == pytest.approx([summary_of_run["validation"]["l2_norm"]["mean"][-1]], rel=1e-5)
-    assert runs[["most_common", "largest_norm"]].notna().all(axis=None)
-
-
-def test_runs_of_another_schedule_are_refused_before_any_is_measured(inside, trained_run, cache, readme, tmp_path):
-    folder, other = trained_run
-    run = shutil.copytree(folder, tmp_path / "runs" / "0.5" / folder.name)
-    training = other["config"]["training"] | {"learning_rate": 0.5}
-    (run / "summary.json").write_text(json.dumps(other | {"config": other["config"] | {"training": training}}))
-    done = inside(tmp_path / "runs", tmp_path / "rates", "--readme", readme, "--cache", cache, main="experiments.rates")
-    assert done.returncode == 2 and "another schedule" in done.stderr
-    assert not (run / "measurements").exists() and not (tmp_path / "rates").exists()
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def trained_run(inside, cache, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.figures.draw_run", lambda *_: None)
-        options = ["--preset", "tiny", "--steps", "2", "--data", "synthetic", "--learning-rate", "3e-3"]
-        done = inside("--variant", TIED_BLIND, *options, "--out", out, "--cache", cache)
-    assert done.returncode == 0, done.stderr
-    folder = out / f"{TIED_BLIND}-0"
-    return folder, json.loads((folder / "summary.json").read_text())
+            compare_grid("rates", RATES, [first, other], common, tmp_path)
 
 
 @pytest.fixture
@@ -347,16 +229,8 @@ def kept(monkeypatch):
         plt.close(figure)
 
 
-def test_the_makefile_trains_the_design():
-    recipe = (ROOT / "Makefile").read_text().partition("\nrates: $(VENV)")[2].partition("\n\n")[0]
-    options = [re.search(r"--learning-rate (\S+)(?: --warmup-steps (\d+))?\)", line) for line in recipe.splitlines()]
-    assert {(float(found[1]), int(found[2] or 0)) for found in options if found} == set(SCHEDULES)
-    variants = re.search(r"^rates: PAIRS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert variants == [variant for pair in PAIRS.values() for variant in pair]
-
-
 def looks(variants):
-    return {variant: look(RunConfig.from_dict(summary(variant, HIGH, 3, 1.0)["config"])) for variant in variants}
+    return {variant: look(RunConfig.from_dict(summary_of(variant, HIGH, 3, 1.0)["config"])) for variant in variants}
 
 
 def test_the_figure_over_rates_has_its_ticks_at_the_rates(kept, tmp_path):

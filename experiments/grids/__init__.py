@@ -1,0 +1,7 @@
+"""Pairs of variants over learning rates and sizes, with predictions made before the runs. One module a grid."""
+
+from experiments.grids.design import Grid
+from experiments.grids.rates import RATES
+from experiments.grids.sizes import SIZE_GRID
+
+GRIDS: dict[str, Grid] = {"rates": RATES, "sizes": SIZE_GRID}

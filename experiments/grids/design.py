@@ -1,0 +1,134 @@
+"""A grid: pairs of variants under several settings of training and size, and what was predicted of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from experiments.comparison import judged
+from experiments.config import RunConfig
+from experiments.curves import Look
+from experiments.expectations import Row, Side, Verdict
+from experiments.measure.statistics import geometric_interval, t_interval
+from models import PRESETS
+
+
+class Setting(NamedTuple):
+    """What the runs of a grid may differ in, beside variant and seed."""
+
+    learning_rate: float
+    warmup_steps: int = 0
+    d_model: int = PRESETS["cpu"].d_model
+    num_layers: int = PRESETS["cpu"].num_layers
+
+
+Cell = tuple[str, Setting]
+"""A variant under a setting: its runs are the seeds."""
+Estimate = Callable[[pd.DataFrame], "pd.Series[float]"]
+
+
+def setting_of(summary: dict[str, Any]) -> Setting:
+    """The setting of a run, from its summary."""
+    config = RunConfig.from_dict(summary["config"])
+    training, model = config.training, config.model
+    return Setting(training.learning_rate, training.warmup_steps, model.d_model, model.num_layers)
+
+
+def column_of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Series[float]":
+    """A column of the runs of one cell, by seed; without rows where nothing was run."""
+    variant, setting = cell
+    chosen = runs["variant"] == variant
+    for name, value in setting._asdict().items():
+        chosen &= runs[name] == value
+    return runs[chosen].set_index("seed")[column]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimand:
+    """A quantity of every seed, and what was predicted of it.
+
+    Attributes:
+        quantity: what it is, in words, after the number of the prediction.
+        estimate: from one row a run to one value a seed.
+        side: where it was put, seen from `bound`; None where nobody predicted.
+        geometric: its mean and interval are those of the logarithm.
+    """
+
+    quantity: str
+    estimate: Estimate
+    side: Side | None = None
+    bound: float = 1.0
+    geometric: bool = True
+
+    def judge(self, runs: pd.DataFrame) -> Row:
+        """Every seed and both ends of the interval must agree with the prediction, or with its opposite."""
+        values = self.estimate(runs).dropna().tolist()
+        if not values:
+            return _not_run(self.quantity, f"{self.side} {self.bound:g}" if self.side else "none made")
+        interval = (geometric_interval if self.geometric else t_interval)(values)
+        return judged(self.quantity, values, interval, self.side, self.bound)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InEveryRun:
+    """A prediction of every single run: one exception refutes it.
+
+    Attributes:
+        quantity: what it is, in words.
+        cells: whose runs.
+        column: of the table of runs.
+        bound: to be exceeded.
+    """
+
+    quantity: str
+    cells: Sequence[Cell]
+    column: str
+    bound: float
+
+    def judge(self, runs: pd.DataFrame) -> Row:
+        """Counts the runs above the bound; undecided unless every cell was run."""
+        predicted = f"above {self.bound:g} in every one"
+        found = [column_of(runs, cell, self.column) for cell in self.cells]
+        if any(of.empty for of in found):
+            return _not_run(self.quantity, predicted)
+        values = pd.concat(found)
+        above = int((values > self.bound).sum())
+        return Row(
+            quantity=self.quantity,
+            basis="empirical",
+            predicted=predicted,
+            observed=f"in {above} of {len(values)}, least {values.min():.3g}",
+            verdict="supported" if above == len(values) else "not supported",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Cells and what is said of them.
+
+    Attributes:
+        pairs: name to the blind variant and the one with a raw readout.
+        heading: what tells the settings apart, in words.
+        settings: setting to its name, in the order of the table.
+        judgements: lines of the table of predictions.
+        draw: makes the figures in a folder, from one row a run, one row a run and kept step, and the looks of the
+            variants.
+    """
+
+    pairs: Mapping[str, tuple[str, str]]
+    heading: str
+    settings: Mapping[Setting, str]
+    judgements: Sequence[Estimand | InEveryRun]
+    draw: Callable[[Path, pd.DataFrame, pd.DataFrame, dict[str, Look]], None]
+
+    def has(self, summary: dict[str, Any]) -> bool:
+        """Whether a run is of one of the cells."""
+        variants = {variant for pair in self.pairs.values() for variant in pair}
+        return summary["variant"] in variants and setting_of(summary) in self.settings
+
+
+def _not_run(quantity: str, predicted: str) -> Row:
+    verdict: Verdict = "no prediction" if predicted == "none made" else "inconclusive"
+    return Row(quantity=quantity, basis="empirical", predicted=predicted, observed="not run", verdict=verdict)
