@@ -149,14 +149,14 @@ class _Jacobian:
 
     def __call__(self, v: Float[Tensor, "rows n"]) -> Tensor:
         """Rows J v, each of the logits' shape."""
-        return torch.func.vmap(self._forward)(v.unflatten(1, self.h.shape))
+        return torch.func.vmap(self._forward, randomness="same")(v.unflatten(1, self.h.shape))
 
     def _forward(self, v: Tensor) -> Tensor:
         return torch.func.jvp(self.logits, (self.h,), (v,))[1]
 
     def transposed(self, z: Tensor) -> Float[Tensor, "rows n"]:
         """Rows J^T z."""
-        return torch.func.vmap(lambda z: self.pull(z)[0])(z).flatten(1)
+        return torch.func.vmap(lambda z: self.pull(z)[0], randomness="same")(z).flatten(1)
 
     def identity(self) -> Float[Tensor, "n n"]:
         return torch.eye(self.h.numel(), dtype=self.h.dtype, device=self.h.device)

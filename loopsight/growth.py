@@ -29,10 +29,14 @@ class AsymptoticStep:
     Attributes:
         gain: (...,) radial gain: 1 the scale is carried, 0 it is removed, between: damped.
         displacement: (..., d) b, the part of the step that depends on the direction only.
+        drift: (...,) |b(2 c h) - b(c h)| / |b(c h)| at the c where b was measured: 0 to rounding where the step has
+            that form. About 1 where its linear part is no multiple of the identity along h (a decay for every channel,
+            a linear injection): then `displacement` is that part times c, and nothing can be predicted with it.
     """
 
     gain: Float[Tensor, "*batch"]
     displacement: Float[Tensor, "*batch d"]
+    drift: Float[Tensor, "*batch"]
 
     def radial_increment(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """a = <h / |h|, b>, the Euclidean norm gained by a loop."""
@@ -59,7 +63,10 @@ def asymptotic_step(step: Step, h: Float[Tensor, "*batch d"]) -> AsymptoticStep:
     near, far = step(LARGE * h), step(2 * LARGE * h)
     require_shape_kept(near, h, "step")
     gain = ((far - near) * h).sum(-1) / (LARGE * h.square().sum(-1))
-    return AsymptoticStep(gain=gain, displacement=near - gain[..., None] * LARGE * h)
+    carried = gain[..., None] * LARGE * h
+    displacement = near - carried
+    drift = (far - carried - near).norm(dim=-1) / displacement.norm(dim=-1)
+    return AsymptoticStep(gain=gain, displacement=displacement, drift=drift)
 
 
 def regime_number(
@@ -67,9 +74,10 @@ def regime_number(
 ) -> Float[Tensor, "*batch"]:
     """|b(factor h) - b(h)| / |b(h)|, b(h) = step(h) - gain h: how far b is from depending on the direction only.
 
-    Near 0 the large-norm regime holds and growth can be predicted; near or above 1 it does not. A linear map
-    h + M h gives `factor` - 1. `gain` is the asymptotic one, so that a recurrence that removes or damps the scale
-    is judged by what it adds.
+    Near 0 the large-norm regime holds and growth can be predicted; near or above 1 it does not. `gain` is the
+    asymptotic one, so that a recurrence that removes or damps the scale is judged by what it adds. Never less than
+    `AsymptoticStep.drift`: where b has no limit far out there is no regime, however small the state's own number is
+    (h + M h gives `factor` - 1, or 1 if that is more).
 
     Args:
         step: state tensor to state tensor, float64 weights.
@@ -87,10 +95,11 @@ def regime_number(
     """
     if not 0.0 < factor < math.inf or factor == 1.0:
         raise ValueError(f"factor must be positive, finite and not 1, got {factor}.")
-    gain = (asymptotic_step(step, h) if far is None else far).gain[..., None]
+    far = asymptotic_step(step, h) if far is None else far
+    gain = far.gain[..., None]
     here = step(h) - gain * h
     there = step(factor * h) - gain * factor * h
-    return (there - here).norm(dim=-1) / here.norm(dim=-1)
+    return torch.maximum((there - here).norm(dim=-1) / here.norm(dim=-1), far.drift)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,14 @@ from loopsight.responses import shape_keeping
 Step = Callable[[Tensor], Tensor]
 
 
+FINITE = (1e-3, 1e-5)  # of what the sublayers before it have added: one for smooth branches, one for kinks
+HIDDEN = 0.05  # of a branch's derivative: a kink within a step costs less
 FAR = 4.0  # at least so many times the state itself; more would cost digits of the branch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Increment:
-    """One step seen from the state it started from, for every token. Euclidean units.
+    """One step seen from the state it started from, for every token. Euclidean units, float64.
 
     Attributes:
         l2_norm: (...,) s = |h|.
@@ -79,7 +81,7 @@ def increment(h: Float[Tensor, "*batch d"], h_next: Float[Tensor, "*batch d"]) -
     """Split b = h_next - h into its part along h and the length of the rest.
 
     Args:
-        h: states before the step, (..., d), any floating dtype; float64 where the state is much larger than b.
+        h: states before the step, (..., d), any floating dtype; made in float64 where the state is much larger than b.
         h_next: states after it, same shape and dtype.
 
     Raises:
@@ -92,6 +94,7 @@ def increment(h: Float[Tensor, "*batch d"], h_next: Float[Tensor, "*batch d"]) -
     if h_next.shape != h.shape or h_next.dtype != h.dtype:
         expected, got = ((tuple(x.shape), x.dtype) for x in (h, h_next))
         raise ValueError(f"h_next must have the shape and dtype of h, {expected}, got {got}.")
+    h, h_next = h.double(), h_next.double()  # a norm overflows float16 before the entries do
     s = h.norm(dim=-1)
     u, b = h / s[..., None], h_next - h
     a = (u * b).sum(-1)
@@ -142,7 +145,7 @@ def loop_growth(states: Sequence[Tensor]) -> LoopGrowth:
     # `carried - l2_norm` is a, or NaN from where the bounds stop to hold.
     lower = steps[0].l2_norm + cumulated([step.carried - step.l2_norm for step in steps])
     return LoopGrowth(
-        l2_norm=torch.stack([h.norm(dim=-1) for h in states]),
+        l2_norm=torch.stack([h.double().norm(dim=-1) for h in states]),
         lower=lower,
         upper=lower + cumulated([step.excess_bounds[1] for step in steps]),
         coherent=cumulated([2.0 * step.l2_norm * step.radial_part for step in steps]),
@@ -215,6 +218,10 @@ def _require_residual(n: int, sublayer: Step, far: Tensor, moved: Tensor, out: T
     worst = gain[(gain - 1.0).abs().argmax()].item()
     if not abs(worst - 1.0) < 1e-2:
         raise ValueError(f"sublayer {n} multiplies a large state by {worst:.3g}; expected x + branch(norm(x)).")
-    branch = (out - far).norm()
-    if torch.equal(tangent, moved) and (sublayer(far + moved) - moved - out).norm() > 1e-3 * branch:
-        raise ValueError(f"sublayer {n} hides its branch from forward-mode differentiation (no-grad or a detach?).")
+    # Both sides without the state itself, beside which a branch is small.
+    branch, forward = (out - far).norm(), tangent - moved
+    for t in FINITE:
+        difference = (sublayer(far + t * moved) - sublayer(far - t * moved)) / (2 * t) - moved
+        if (difference - forward).norm() <= HIDDEN * torch.maximum(difference.norm(), forward.norm()) + 1e-4 * branch:
+            return
+    raise ValueError(f"sublayer {n} hides a branch from forward-mode differentiation (no-grad or a detach?).")

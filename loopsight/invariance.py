@@ -18,6 +18,7 @@ from torch import Tensor
 from loopsight.derivatives import require_double_states, require_double_value
 
 Loss = Callable[[Tensor], Tensor]
+"""States to one loss, or to one a token."""
 Action = Literal["scale", "shift"]
 Verdict = Literal["blind", "sees", "invalid"]
 
@@ -30,6 +31,8 @@ DRAWS = 4  # random motions for every motion of the action, and drawn factors pe
 @dataclass(frozen=True, kw_only=True)
 class Invariance:
     """What moving the states did to the loss.
+
+    |.| of losses is the root mean square over tokens where there is one a token.
 
     Attributes:
         change: largest |L(g h) - L(h)| over joint and per-token motions g, in the loss's units.
@@ -49,7 +52,10 @@ class Invariance:
 
     @property
     def ratio(self) -> float:
-        """change / random_change: 0 blind, about 1 seen as well as anything; below 1e-6 is called blind."""
+        """change / random_change: 0 blind, about 1 seen as well as anything; below 1e-6 is called blind.
+
+        Of a mean over T tokens it is up to sqrt(T) larger, since random motions cancel there and a joint one does not.
+        """
         return self.change / self.random_change if self.random_change else float("nan")
 
 
@@ -60,13 +66,15 @@ def invariance(
     """|L(g h) - L(h)| for g: h -> c h, c = 1/2, 2 and drawn per token, or h -> h + t rms(h) 1, t = -1, 1 and drawn.
 
     Args:
-        loss: deterministic, states to a float64 scalar; gradients are not needed anywhere in it.
+        loss: deterministic, states to float64, one loss a token (...) or a scalar; gradients are not needed anywhere in
+            it. One a token makes the ratio independent of how many there are.
         h: states (..., d), float64.
         generator: for the drawn factors, the random motions and the canaries' head, on the device of `h`.
         action: `scale`, blind behind a root-mean-square normalisation; `shift`, behind a LayerNorm.
 
     Raises:
-        ValueError: h is not a finite nonzero float64 tensor, or the loss not a deterministic float64 scalar.
+        ValueError: h is not a finite nonzero float64 tensor, or the loss not deterministic and float64, a scalar or
+            one a token.
 
     Source: this project; theory/ P1, P15.
     """
@@ -76,9 +84,9 @@ def invariance(
     h = h.detach()
     here = loss(h)
     require_double_value(here)
-    if here.ndim != 0:
-        raise ValueError(f"the loss must be a scalar, got shape {tuple(here.shape)}.")
-    if not torch.equal(here, loss(h)) and not here.isnan():
+    if here.ndim != 0 and here.numel() != h[..., 0].numel():
+        raise ValueError(f"the loss must be a scalar or one a token, got shape {tuple(here.shape)}.")
+    if not torch.equal(here, loss(h)) and not here.isnan().any():
         raise ValueError("the loss must be deterministic, got two values for one state: use eval mode.")
 
     def normal(*shape: int) -> Tensor:
@@ -95,7 +103,7 @@ def invariance(
         shaken += [h + size * F.normalize(normal(*h.shape), dim=-1) for _ in range(DRAWS)]
 
     change, resolution = _largest_change(loss, h, moved)
-    random_change = torch.stack([(loss(state) - here).abs() for state in shaken]).mean().item()
+    random_change = torch.stack([size_of(loss(state) - here) for state in shaken]).mean().item()
     canary = _canary(h, normal(CANARY_CLASSES, h.shape[-1]) / h.shape[-1] ** 0.5)
     seen, canary_resolution = _largest_change(canary, h, moved)
     unseen, unseen_resolution = _largest_change(lambda h: canary(_normalise(action, h)), h, moved)
@@ -135,10 +143,16 @@ def _normalise(action: Action, h: Tensor) -> Tensor:
 
 def _canary(h: Tensor, head: Tensor) -> Loss:
     targets = torch.arange(h[..., 0].numel(), device=h.device) % len(head)
-    return lambda h: F.cross_entropy((h @ head.T).reshape(-1, len(head)), targets)
+    return lambda h: F.cross_entropy((h @ head.T).reshape(-1, len(head)), targets, reduction="none")
+
+
+def size_of(change: Tensor) -> Tensor:
+    """Root mean square over tokens; of a scalar its magnitude."""
+    return change.square().mean().sqrt()
 
 
 def _largest_change(loss: Loss, h: Tensor, moved: list[Tensor]) -> tuple[float, float]:
     """Largest |L(g h) - L(h)|, and the rounding noise it must exceed; NaN if any value is."""
     values = torch.stack([loss(h), *[loss(state) for state in moved]])
-    return (values - values[0]).abs().max().item(), ROUNDING * values.abs().max().item()
+    changes = torch.stack([size_of(value - values[0]) for value in values])
+    return changes.max().item(), ROUNDING * values.abs().max().item()

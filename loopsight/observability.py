@@ -168,13 +168,13 @@ def activity(
 
 
 def drive(step: StateMap, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-    """(|step(h)| - |h|) / |h|, the relative growth of the Euclidean norm in one loop.
+    """(|step(h)| - |h|) / |h|, the relative growth of the Euclidean norm in one loop; float64.
 
     Raises:
         ValueError: h is not a finite nonzero float tensor, or step changes its shape.
     """
     require_states(h)
-    return shape_keeping(step)(h).norm(dim=-1) / h.norm(dim=-1) - 1.0
+    return shape_keeping(step)(h).double().norm(dim=-1) / h.double().norm(dim=-1) - 1.0
 
 
 def _identity(h: Tensor) -> Tensor:

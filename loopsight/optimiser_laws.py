@@ -125,7 +125,7 @@ def equilibrium_norm(scale_free_gradient: float, *, lr: float, wd: float) -> flo
 
 
 def equilibrium_angle(*, lr: float, wd: float) -> float:
-    """arctan sqrt((1 - q) / q), q = (1 - lr wd)^2: the angle by which w turns per SGD step at the equilibrium norm.
+    """arccos(1 - lr wd): the angle by which w turns per SGD step at the equilibrium norm.
 
     Radians. About sqrt(2 lr wd); independent of the gradient.
 
@@ -135,8 +135,8 @@ def equilibrium_angle(*, lr: float, wd: float) -> float:
     Source: this project; theory/ P12 (d).
     """
     _require_decay(lr, wd)
-    q = (1.0 - lr * wd) ** 2
-    return math.atan2(math.sqrt(1.0 - q), math.sqrt(q))
+    cosine = 1.0 - lr * wd
+    return math.atan2(math.sqrt(1.0 - cosine**2), cosine)  # arccos loses half the digits of a small angle
 
 
 def adam_step_bound(beta1: float, beta2: float, step: int | None = None) -> float:

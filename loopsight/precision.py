@@ -37,8 +37,8 @@ class Freeze:
         level: (..., d) |h_i| at which it stops, at least 2^p |b_i| and below 2^(p + 1) |b_i| (or where it stands, if
             that is enough); infinite where the format overflows first (float16 from |b_i| > 16 on), at once if b_i
             itself does not fit it.
-        loops: (..., d) loops until then, to within one or two where b does not oppose the state. A state that is a
-            small multiple of b takes between 2^p and 1.5 x 2^p, whatever the size of b.
+        loops: (..., d) loops until then, or until it overflows, to within one or two where b does not oppose the state.
+            A state that is a small multiple of b takes between 2^p and 1.5 x 2^p, whatever the size of b.
     """
 
     level: Float[Tensor, "*batch d"]
@@ -78,7 +78,7 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
         spacing = 2.0 ** (exponent - p + 1)
         taken = spacing * (size / spacing).round()  # half to even, as the format's own addition
         n = ((2.0 ** (exponent + 1) - position) / taken).ceil().clamp(min=0.0)
-        n = torch.where(taken > 0, n, 0.0)
+        n = torch.where((taken > 0) & (2.0**exponent <= torch.finfo(dtype).max), n, 0.0)
         position, loops, exponent = position + n * taken, loops + n, exponent + 1
     level = 2.0 ** (p + size.log2().ceil())  # the last binade's step is one spacing, so its end is met exactly
     level = torch.where((level > torch.finfo(dtype).max) | ~fits, torch.inf, level)

@@ -54,8 +54,12 @@ def token_penalty(weight: float) -> Callable[[Tensor], Tensor]:
 
 def rms_normalised(h: Float[Tensor, "*batch d"], target: float = 1.0) -> Float[Tensor, "*batch d"]:
     """target h / rms(h), without epsilon; a zero state, which has no direction, stays zero with zero gradient."""
-    square = _mean_square(h)
-    return (h * (target * torch.where(square > 0, square, 1.0).rsqrt())).to(h.dtype)
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    largest = wide.detach().abs().amax(-1, keepdim=True)
+    zero = largest == 0
+    unit = wide / torch.where(zero, 1.0, largest)  # squares of the state itself may overflow, or vanish
+    rms = torch.where(zero, 1.0, unit.square().mean(-1, keepdim=True)).sqrt()
+    return torch.where(zero, 0.0, target * unit / rms).to(h.dtype)
 
 
 def with_between_norm(maps: LoopedMaps, target: float = 1.0) -> LoopedMaps:

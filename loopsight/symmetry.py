@@ -175,9 +175,9 @@ def euler_residual(parameters: Parameters, gradients: Parameters, symmetry: Symm
             raise ValueError(f"the gradient of '{name}' must have its shape {shapes[0]}, got {shapes[1]}.")
     if not names:
         raise ValueError("all degrees are zero: the identity has nothing to test.")
-    moved = torch.cat([(symmetry[name] * parameters[name]).flatten() for name in names])
-    gradient = torch.cat([gradients[name].flatten() for name in names])
-    # Unit vectors first: products of small numbers underflow in float32.
+    # Squares of what a lower precision holds overflow there, and products of small numbers underflow.
+    moved = torch.cat([(symmetry[name] * parameters[name].double()).flatten() for name in names])
+    gradient = torch.cat([gradients[name].double().flatten() for name in names])
     cosine = (moved / moved.norm()) @ (gradient / gradient.norm())
     return cosine.abs().clamp(max=1.0).item()
 
@@ -190,9 +190,10 @@ class MeasuredSymmetries:
         tensors: names, the order of the columns.
         singular_values: of <grad_i L_b, theta_i> / max_b |grad_i L_b| |theta_i|, largest first.
         dimension: how many of them are zero to rounding: the number of independent symmetries.
-        smallest_visible: smallest singular value that is not counted, relative to the largest.
-        largest_blind: largest one that is, relative to the largest; 0 when there is none. The count can be trusted
-            where decades lie between these two.
+        smallest_visible: smallest singular value that is not counted, relative to the largest, or to 1 if that is
+            less; infinite when all are counted.
+        largest_blind: largest one that is, relative to the same; 0 when there is none. The count can be trusted where
+            decades lie between these two.
         degrees: (dimension, tensors) orthonormal rows that span the symmetries' degrees.
     """
 
@@ -216,7 +217,7 @@ def measured_symmetries(
     Args:
         losses: parameters to one loss per batch, (batches,), differentiable in reverse mode.
         parameters: float64 tensors by name. Pass slices under names of their own to look inside a tensor.
-        tolerance: singular values below `tolerance` times the largest count as zero.
+        tolerance: singular values below `tolerance` times the largest, or 1 if that is less, count as zero.
 
     Raises:
         ValueError: a tensor is not float64, has no gradient or is zero, fewer losses than tensors, or NaN among them.
@@ -255,14 +256,15 @@ def measured_symmetries(
             raise ValueError(f"'{name}' is zero or has no gradient in any batch: unused, or behind a no-grad region.")
     decomposition = torch.linalg.svd(rows.double() / scale, full_matrices=True)
     singular, right = decomposition.S, decomposition.Vh
-    relative = singular / singular[0]
+    # Where every tensor's scale is blind the largest is rounding too, in units in which a seen one is about 1.
+    relative = singular / singular[0].clamp(min=1.0)
     dimension = int((relative <= tolerance).sum())
     visible = len(parameters) - dimension
     return MeasuredSymmetries(
         tensors=tuple(parameters),
         singular_values=singular,
         dimension=dimension,
-        smallest_visible=relative[visible - 1].item(),
+        smallest_visible=relative[visible - 1].item() if visible else math.inf,
         largest_blind=relative[visible].item() if dimension else 0.0,
         degrees=torch.linalg.qr((right[visible:] / scale).T).Q.T,
     )

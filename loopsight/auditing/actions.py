@@ -1,10 +1,13 @@
 """Finite movements of the states: values only, so that no hidden derivative can be taken for blindness."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from loopsight.invariance import size_of
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -13,26 +16,28 @@ AMOUNTS = (1.0, -1.0)
 
 
 def random_label_loss(readout: Callable[[Tensor], Tensor], h: Tensor, generator: torch.Generator) -> Loss:
-    """Cross-entropy to drawn labels: blindness must hold for every label, and these never saturate the softmax."""
+    """Cross-entropy of every token to drawn labels: blindness must hold for every label, and these never saturate the
+    softmax."""
     classes = readout(h).shape[-1]
     labels = torch.randint(classes, (h[..., 0].numel(),), generator=generator, device=h.device)
-    return lambda x: F.cross_entropy(readout(x).flatten(0, -2), labels)
+    return lambda x: F.cross_entropy(readout(x).flatten(0, -2), labels, reduction="none")
 
 
 @torch.no_grad()
 def finite_change(loss: Loss, h: Tensor, moved: Sequence[Tensor], generator: torch.Generator) -> float:
-    """Largest |L(g h) - L(h)| over the motions, relative to random motions of the same size at every token.
+    """Largest |L(g h) - L(h)| over the motions, relative to random motions of the same size at every token; root mean
+    squares over the tokens' losses.
 
     0: the loss does not answer; about 1: as to anything. NaN where random motions change nothing.
     """
     here = loss(h)
-    change = torch.stack([(loss(state) - here).abs() for state in moved]).max()
+    change = torch.stack([size_of(loss(state) - here) for state in moved]).max()
     shaken = []
     for state in moved:
         size = (state - h).norm(dim=-1, keepdim=True)
         for _ in range(DRAWS):
             noise = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
-            shaken.append((loss(h + size * F.normalize(noise, dim=-1)) - here).abs())
+            shaken.append(size_of(loss(h + size * F.normalize(noise, dim=-1)) - here))
     return (change / torch.stack(shaken).mean()).item()
 
 
@@ -57,8 +62,8 @@ def rotations(h: Tensor, plane: Tensor) -> list[Tensor]:
     """The part of h in a plane, (2, d) orthonormal, turned by 1 radian either way, and by a half turn."""
     inside = h @ plane.T
     moved = []
-    for angle in (1.0, -1.0, torch.pi):
-        cos, sin = torch.cos(torch.tensor(angle)).item(), torch.sin(torch.tensor(angle)).item()
+    for angle in (1.0, -1.0, math.pi):
+        cos, sin = math.cos(angle), math.sin(angle)
         turn = h.new_tensor([[cos, -sin], [sin, cos]])
         moved.append(h + (inside @ turn.T - inside) @ plane)
     return moved

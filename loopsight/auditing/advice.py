@@ -2,6 +2,7 @@
 something, and ranked by what they cost it now (penalty and readouts leave a trained model's last loss nearly as it is;
 a norm or damping between loops changes its computation and wants training from there)."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,19 +10,21 @@ from torch import Tensor
 
 from loopsight import remedies
 from loopsight.auditing.directions import ACTIVE
-from loopsight.auditing.losses import bootstrap, token_losses
+from loopsight.auditing.forecast import has_limit
+from loopsight.auditing.losses import change, token_losses
 from loopsight.auditing.report import Interval, Remedy
 from loopsight.auditing.subject import Subject
 from loopsight.growth import AsymptoticStep
 from loopsight.protocol import LoopedMaps, unroll
 
 DAMPING = 0.9
+TRIED = ("raw readout", "between-loop norm", "damping")  # the others leave the last loss as it is
 PENALTY_SHARE = 0.01  # of the cross-entropy, at the states as they are
 
 
 @torch.no_grad()
 def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Remedy, ...]:
-    """Cheapest first.
+    """Cheapest first; what cannot be had on the model as it is, its loss no longer finite, last.
 
     Args:
         far: the step far out, from `h`, states (..., d) float64; `step` in exact arithmetic.
@@ -34,11 +37,12 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
     first = subject.states[1].double().square().mean(-1).sqrt().mean().item()
     rescaled = step(remedies.rms_normalised(h, first)).norm(dim=-1).mean().item()
     kept = DAMPING * far.gain.median().item()
-    damped = (far.displacement.norm(dim=-1) / (1.0 - kept)).mean().item() if kept < 1.0 else None
+    settles = kept < 1.0 and has_limit(far, h)
+    damped = (far.displacement.norm(dim=-1) / (1.0 - kept)).mean().item() if settles else None
     # Without and with a remedy by the same arithmetic.
     targets, trained = subject.targets, subject.states[subject.num_loops]
     losses = None if targets is None else token_losses(maps, trained, targets)
-    loss = None if losses is None else losses.nanmean().item()
+    loss = None if losses is None or losses.isinf().any() else losses.nanmean().item()
     found = [
         Remedy(
             name="norm penalty",
@@ -92,7 +96,13 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
                 line="readouts = loopsight.remedies.final_only_readouts(readout, num_loops, reference)",
             ),
         )
-    return tuple(sorted(found, key=lambda r: 0.0 if r.loss_change is None else max(0.0, r.loss_change.estimate)))
+    return tuple(sorted(found, key=lambda remedy: _cost(remedy, tried=losses is not None)))
+
+
+def _cost(remedy: Remedy, tried: bool) -> float:
+    if remedy.loss_change is not None:
+        return max(0.0, remedy.loss_change.estimate)
+    return math.inf if tried and remedy.name in TRIED else 0.0
 
 
 def _change(subject: Subject, losses: Tensor | None, maps: LoopedMaps) -> Interval | None:
@@ -102,6 +112,4 @@ def _change(subject: Subject, losses: Tensor | None, maps: LoopedMaps) -> Interv
     h = subject.states[subject.num_loops]
     if maps.step is not subject.maps.step:
         h = unroll(maps.step, subject.states[0], subject.num_loops)[-1]
-    change = token_losses(maps, h, subject.targets) - losses
-    finite = torch.equal(change.isnan(), losses.isnan()) and not change.isinf().any()
-    return bootstrap(change) if finite else None
+    return change(token_losses(maps, h, subject.targets), losses)

@@ -244,7 +244,7 @@ def seen_when_moved(bench: Bench, family: Family) -> bool:
 def _loss(bench: Bench) -> actions.Loss:
     seed = torch.Generator(bench.h.device).manual_seed(0)
     loss, penalty = actions.random_label_loss(bench.action_readout, bench.action_states, seed), bench.penalty
-    return loss if penalty is None else lambda h: loss(h) + penalty(h).mean()
+    return loss if penalty is None else lambda h: loss(h) + penalty(h).flatten()
 
 
 def _at_searched(bench: Bench, family: Family) -> Tensor:

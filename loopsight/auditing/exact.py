@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -37,7 +39,8 @@ def exact_arithmetic(module: nn.Module | None = None) -> Iterator[None]:
         module: whose parameters may be kept in float64 meanwhile.
     """
     promotion = _Promotion(_KeptWeights(module))
-    with torch.compiler.set_stance("force_eager"), differentiable_kernels(), warnings.catch_warnings(), promotion:
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, differentiable_kernels(), warnings.catch_warnings(), promotion, _EarlyPromotion(promotion):
         warnings.filterwarnings("ignore", "There is a performance drop")  # of vmap over a user's in-place operation
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # of rms_norm, which is the point
         yield
@@ -92,13 +95,35 @@ class _Promotion(TorchDispatchMode):
         kwargs = kwargs or {}
         if _mixed(args, kwargs):
             _require_no_narrow_target(func, args, kwargs)
-            args, kwargs = tree_map(self._promoted, (args, kwargs))
+            args, kwargs = tree_map(self.promoted, (args, kwargs))
         return func(*args, **kwargs)
 
-    def _promoted(self, x: Any) -> Any:
+    def promoted(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             return self._weights.double(x) if x.dtype in LOWER_PRECISION else x
         return torch.float64 if isinstance(x, torch.dtype) and x in LOWER_PRECISION else x
+
+
+PARTICULAR = {
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+    *(torch.prelu, F.prelu, torch.bilinear, F.bilinear),
+}
+"""Functions that compare dtypes before any operation of theirs is dispatched."""
+
+
+class _EarlyPromotion(TorchFunctionMode):
+    """`_Promotion` for those functions."""
+
+    def __init__(self, promotion: _Promotion) -> None:
+        super().__init__()
+        self._promotion = promotion
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in PARTICULAR and _mixed(args, kwargs):
+            args, kwargs = tree_map(self._promotion.promoted, (args, kwargs))
+        return func(*args, **kwargs)
 
 
 def _require_no_narrow_target(func: Any, args: tuple, kwargs: dict) -> None:

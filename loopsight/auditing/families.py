@@ -104,7 +104,8 @@ def _fields(spaces: Sequence[BlindSpace], remaining: list[Tensor]) -> list[Famil
         return []
     at = [n for n, rows in enumerate(remaining) if len(rows)]
     span = orthonormal(torch.cat([remaining[n] for n in at]))
-    if count == 1 and len(span) == 2 and len(at) > 1 and all(_turns(spaces[n].state, remaining[n], span) for n in at):
+    # Any two directions lie in a plane.
+    if count == 1 and len(span) == 2 and len(at) > 2 and all(_turns(spaces[n].state, remaining[n], span) for n in at):
         return [_rotation(span, len(at))]
     d = spaces[0].state.numel()
     small = len(span) < min(d, sum(len(remaining[n]) for n in at))

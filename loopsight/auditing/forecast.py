@@ -28,7 +28,7 @@ MOST_STRIDES = 24
 STILL = 1e-9  # of |h|: a displacement that is no more than rounding
 KEPT = 1e-6  # gains nearer to 1, or to 0, are that
 SETTLED = 0.1  # of where a damped stream would settle: stopping no farther from it is having settled
-GROWING = 1.001  # gain above which a state grows by a factor rather than by steps
+NEGLIGIBLE = 0.05  # of half a spacing: a factor that adds no more, beside a b that adds half of one
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,14 +49,24 @@ def growth(
     ahead = [num_loops, 3 * num_loops, 7 * num_loops]
     for n, norms in zip(ahead, _norms(step, end, ahead), strict=True):
         forecasts.append(Forecast(loops=num_loops + n, **norms, observed=observed.get(num_loops + n)))
+    limit = has_limit(far, last)
     return Growth(
         regime_number=end.regime.median().item(),
         gain=end.far.gain.median().item(),
-        radial_increment=end.far.radial_increment(last).median().item(),
-        displacement=end.far.displacement.norm(dim=-1).median().item(),
+        radial_increment=end.far.radial_increment(last).median().item() if limit else math.nan,
+        displacement=end.far.displacement.norm(dim=-1).median().item() if limit else math.nan,
         forecasts=tuple(forecasts),
-        low_precision=tuple(_low_precision(name, dtype, end.far, last) for name, dtype in FORMATS.items()),
+        low_precision=tuple(_low_precision(name, dtype, end) for name, dtype in FORMATS.items()),
     )
+
+
+def has_limit(far: AsymptoticStep, h: Tensor) -> bool:
+    """Whether what the step adds far out depends on the direction only, at most tokens; rounding counts as nothing."""
+    return bool(torch.where(_still(far, h), 0.0, far.drift).median() <= IN_REGIME)
+
+
+def _still(far: AsymptoticStep, h: Tensor) -> Tensor:
+    return far.displacement.norm(dim=-1) <= STILL * h.norm(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +81,7 @@ class _Start:
     def measured(cls, step: StateMap, h: Tensor, far: AsymptoticStep) -> "_Start":
         regime = regime_number(step, h, far=far)
         # Where a step adds nothing, or rounding, nothing is exactly what it will go on adding.
-        regime = torch.where(far.displacement.norm(dim=-1) <= STILL * h.norm(dim=-1), 0.0, regime)
+        regime = torch.where(_still(far, h), 0.0, regime)
         # Far out the step itself may be no number, or turn the state round; then there is no regime to be in.
         in_regime = far.gain.isfinite() & (far.gain > -KEPT)
         return cls(h=h, far=far, regime=torch.where(in_regime, regime, math.inf))
@@ -129,28 +139,42 @@ def _sum_of_powers(gain: Tensor, n: int) -> Tensor:
     return torch.where((gain - 1.0).abs() < KEPT, float(n), (1.0 - gain**n) / (1.0 - gain))
 
 
-def _low_precision(name: str, dtype: torch.dtype, far: AsymptoticStep, h: Tensor) -> LowPrecision:
+def _low_precision(name: str, dtype: torch.dtype, start: _Start) -> LowPrecision:
     """At the present displacement b. A damped stream settles at b / (1 - gain), and may not get as far as the format's
     largest number. It moves by less and less, so that it stops short of there by half a spacing / (1 - gain); where
-    that is little it has settled before it stagnates, where it is much nobody has worked out when it stops."""
+    that is little it has settled before it stagnates, where it is much nobody has worked out when it stops. So it is
+    with a stream that grows by a factor: one that adds half a spacing to every number is never held, one that adds
+    little beside b stops where b alone would."""
+    h, far, half_spacing = start.h, start.far, 2.0 ** -significand_bits(dtype)  # relative, at the start of a binade
     largest, gain = torch.finfo(dtype).max, far.gain.median().item()
     if (h.abs() > largest).any():
         return LowPrecision(dtype=name, loops_until_stagnation=0.0, loops_until_overflow=0.0)
-    # A step that is no number far out, or turns the state round, does not say where it leads.
-    if not -KEPT < gain < math.inf:
+    # Outside the regime, and where a step turns the state round, b does not say where it leads.
+    if not start.regime.median() <= IN_REGIME:
         return LowPrecision(dtype=name, loops_until_stagnation=math.nan, loops_until_overflow=math.nan)
-    if gain > GROWING:  # a factor a loop: nothing swamps, and the largest coordinate gets there first
-        loops = math.log(largest / h.abs().max().item()) / math.log(gain)
-        return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=loops)
     b, freeze = far.displacement, predicted_freeze(h, far.displacement, dtype)
     overflows = torch.isinf(freeze.level)
+    if gain > 1.0 + KEPT:
+        overflow = _loops_growing(largest, h, b, gain)
+        if gain > 1.0 + half_spacing:
+            return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=overflow)
+        if gain > 1.0 + NEGLIGIBLE * half_spacing:
+            return LowPrecision(dtype=name, loops_until_stagnation=math.nan, loops_until_overflow=math.nan)
     if gain >= 1.0 - KEPT:
         stagnation = torch.where(overflows, torch.inf, freeze.loops).median().item()
     else:
-        short = 2.0 ** -(significand_bits(dtype) + 1) / (1.0 - gain)
+        short = half_spacing / 2.0 / (1.0 - gain)
         stagnation = math.inf if short <= SETTLED else math.nan
     overflow = torch.where(overflows, _loops_to(largest, h, b, gain), torch.inf).min().item()
     return LowPrecision(dtype=name, loops_until_stagnation=stagnation, loops_until_overflow=overflow)
+
+
+def _loops_growing(level: float, h: Tensor, b: Tensor, gain: float) -> float:
+    """Loops x <- gain x + b until the first coordinate is at the level: x + b / (gain - 1) grows by the factor."""
+    fixed = b / (gain - 1.0)
+    start = h + fixed
+    end = torch.where(start > 0, level, -level) + fixed
+    return (torch.log(end / start) / math.log(gain)).nan_to_num(nan=math.inf).min().item()
 
 
 def _loops_to(level: float, h: Tensor, b: Tensor, gain: float) -> Tensor:

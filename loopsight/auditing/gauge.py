@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from loopsight.auditing.report import Gauge, OptimiserLaw, ParameterSymmetry
 from loopsight.auditing.subject import Subject, tokens_of
-from loopsight.derivatives import RELATIVE_ERROR, STEPS
+from loopsight.derivatives import RELATIVE_ERROR, ROUNDING, STEPS
 from loopsight.optimiser_laws import adam_step_bound
 from loopsight.protocol import LoopedMaps, unroll
 from loopsight.symmetry import MeasuredSymmetries, measured_symmetries
@@ -126,7 +126,8 @@ def _require_true_gradients(weighted: Losses, tensors: dict[str, Tensor], used: 
     values, pull, *_ = torch.func.vjp(weighted, used)
     (gradients,) = pull(torch.ones_like(values))
     derivative = sum(degrees[name] * (gradients[name] * tensor).sum().item() for name, tensor in used.items())
-    if abs(derivative - difference.sum().item()) > RELATIVE_ERROR * difference.abs().sum().item():
+    rounding = ROUNDING / STEPS[0] * values.abs().sum().item()
+    if abs(derivative - difference.sum().item()) > RELATIVE_ERROR * difference.abs().sum().item() + rounding:
         raise ValueError("gradients of the parameters disagree with finite differences: some loops run without them.")
 
 

@@ -16,7 +16,7 @@ Kind = Literal["scale", "mean", "group scale", "fixed", "rotation", "field"]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with a 95 % bootstrap interval; `unit` is what was drawn with replacement, `count` how many."""
+    """An estimate with a 95 % interval; `unit` is what was taken as independent, `count` how many there were."""
 
     estimate: float
     low: float
@@ -110,10 +110,10 @@ class Growth:
 
     Attributes:
         regime_number: |b(2h) - b(h)| / |b(h)|: near 0 the displacement depends on the direction only and the forecast
-            holds; 0 where the step adds nothing.
+            holds; 0 where the step adds nothing; at least `AsymptoticStep.drift`.
         gain: factor on a large norm in a loop: 1 carried, 0 removed; where it is negative nothing is forecast.
-        radial_increment: norm added by a loop, far out.
-        displacement: |b|, far out.
+        radial_increment: norm added by a loop, far out; NaN where that depends on how far.
+        displacement: |b|, far out; NaN likewise.
     """
 
     regime_number: float
@@ -126,7 +126,8 @@ class Growth:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopRow:
-    """Cross-entropy (nats a token) and mean Euclidean norm after k loops, in the model's own precision."""
+    """Cross-entropy (nats a token, infinite where a token's is not finite) and mean Euclidean norm after k loops, in
+    the model's own precision."""
 
     k: int
     cross_entropy: float | None
@@ -135,7 +136,7 @@ class LoopRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LossReport:
-    """Changes of cross-entropy in nats a token; positive is worse.
+    """Changes of cross-entropy in nats a token; positive is worse. None where a loss is not finite.
 
     Attributes:
         k_gap: cross-entropy at 1 loop less that at K: what the loop is used for. None for K = 1.
@@ -145,9 +146,9 @@ class LossReport:
     """
 
     k_gap: Interval | None
-    beyond: Interval
-    decode_clamp: Interval
-    recurrent_clamp: Interval
+    beyond: Interval | None
+    decode_clamp: Interval | None
+    recurrent_clamp: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 
-from loopsight.auditing.forecast import GROWING
+from loopsight.auditing.forecast import IN_REGIME
 from loopsight.auditing.report import AuditReport, Direction, Interval
 
-SCALE_FREE = 0.1  # degree of a readout below which hardly anything but an epsilon lets the scale through
+SCALE_FREE = 0.1  # degree of a readout below which its logits hardly grow with the state
+FAINT = 0.05  # a finite change of the scale, relative to random motions, that is little to be called seen
+STEADY = 1e-3  # a gain so near to 1 needs no saying
+CLEAR = 1e3  # ratio of the singular values on either side of a count that can be trusted
 HEADER = ("direction", "dim", "verdict", "visibility", "finite change", "activity", "drive", "deferred")
 
 
@@ -18,25 +21,28 @@ def headline(report: AuditReport) -> str:
     if not blind and undecided:
         return f"UNDECIDED: nothing is called blind, but {_names(undecided)} could not be judged."
     if not blind:
-        # A penalty shows a scale as well, and the report does not know of one.
-        faint = ", though only through the normalisation's epsilon or a penalty"
+        # A penalty shows a scale as well, and the report does not know of one. A bounded readout sees it at degree 0.
+        scale = report.directions[0].finite_change
+        faint = abs(report.readout_degree) < SCALE_FREE and scale is not None and scale < FAINT
+        hardly = ", though only faintly, as through a normalisation's epsilon or a small penalty"
         return (
             "VISIBLE: the readout sees every direction searched for, the scale of the state included"
-            f"{faint if abs(report.readout_degree) < SCALE_FREE else ''}."
+            f"{hardly if faint else ''}."
         )
     unsure = f" Undecided: {_names(undecided)}." if undecided else ""
     if not active:
         return (
             f"BLIND, BUT NOT KEPT: the readout cannot see {_names(blind)}, and the recurrence does not keep it.{unsure}"
         )
-    rises = report.growth.radial_increment > 0 and report.growth.gain > 0
+    predictable = report.growth.regime_number <= IN_REGIME
+    rises = predictable and report.growth.radial_increment > 0 and report.growth.gain > 0
     grows = rises and any(d.kind == "scale" for d in active)
     growth = f" {_growth_in_words(report.growth.gain, report.growth.radial_increment)}" if grows else ""
     return f"BLIND AND ACTIVE: the readout cannot see {_names(active)}, and the recurrence keeps it.{growth}{unsure}"
 
 
 def _growth_in_words(gain: float, added: float) -> str:
-    if abs(gain - 1.0) < GROWING - 1.0:
+    if abs(gain - 1.0) < STEADY:
         return f"A loop adds {added:.4g} to the norm."
     kept = f"A loop makes {gain:.4g} of the norm and adds {added:.4g}"
     return f"{kept}, so that it settles." if gain < 1.0 else f"{kept}."
@@ -113,15 +119,17 @@ def _growth(report: AuditReport) -> str:
         (str(f.loops), number(f.predicted), f"{number(f.low)} to {number(f.high)}", number(f.observed))
         for f in g.forecasts
     ]
-    holds = "holds" if g.forecasts[-1].predicted is not None else "does not hold, so nothing is predicted"
+    if g.forecasts[-1].predicted is not None:
+        holds = f"holds. Of a large norm a loop keeps {g.gain:.4g} and adds {g.radial_increment:.4g}"
+    else:
+        holds = "does not hold, so nothing is predicted"
     precision = "\n".join(
         f"Loops until a residual stream in {p.dtype} stops moving: {loops_until(p.loops_until_stagnation)}; until it "
         f"overflows: {loops_until(p.loops_until_overflow)}."
         for p in g.low_precision
     )
     return (
-        f"Regime number {g.regime_number:.2g}: the large-norm regime {holds}. Of a large norm a loop keeps "
-        f"{g.gain:.4g} and adds {g.radial_increment:.4g}.\n"
+        f"Regime number {g.regime_number:.2g}: the large-norm regime {holds}.\n"
         + table(("loops", "predicted norm", "bounds", "observed"), rows)
         + f"\n{precision}"
     )
@@ -138,7 +146,8 @@ def _losses(report: AuditReport) -> str:
         ("norm clamped at readout", interval(loss.decode_clamp)),
         ("norm clamped in every loop", interval(loss.recurrent_clamp)),
     ]
-    unit = f"change of cross-entropy, 95 % over {loss.beyond.count} {loss.beyond.unit}"
+    measured = next((x for x in (loss.beyond, loss.decode_clamp, loss.recurrent_clamp, loss.k_gap) if x), None)
+    unit = "change of cross-entropy" + (f", 95 % over {measured.count} {measured.unit}" if measured else "")
     return table(("loops", "cross-entropy", "mean norm"), loops) + "\n\n" + table(("what", unit), rows)
 
 

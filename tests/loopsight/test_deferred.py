@@ -319,3 +319,14 @@ def _radial(model: LoopedLM, read, tokens: Tensor) -> Tensor:
 def test_bad_input_is_refused(h, call, message):
     with pytest.raises(ValueError, match=message):
         call(h)
+
+
+def test_a_hidden_part_along_the_state_alone_is_refused():
+    """A random direction hardly sees what is detached; the state's own does, and it is what the instrument is for."""
+    h = random(TOKENS, D, seed=5)
+
+    def hiding(h: Tensor) -> Tensor:
+        return raw_loss(rms_normalise(h)) + 0.1 * h.norm(dim=-1).log().mean().detach()
+
+    with pytest.raises(ValueError, match=r"derivative of losses\[1\] disagrees"):
+        deferred_identity([mlp], [None, hiding], h)

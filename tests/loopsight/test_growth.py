@@ -47,26 +47,30 @@ def assert_single_sublayers_are_measured_exactly(instrument, h: Tensor) -> None:
         torch.testing.assert_close(measured.displacement, branch(h), rtol=0, atol=1e-7)
 
 
+def as_measured(gain: Tensor, displacement: Tensor) -> AsymptoticStep:
+    return AsymptoticStep(gain=gain, displacement=displacement, drift=torch.zeros_like(gain))
+
+
 def with_gain_over_the_whole_tensor(step, h: Tensor) -> AsymptoticStep:
     near, far = step(1e6 * h), step(2e6 * h)
     gain = (((far - near) * h).sum() / (1e6 * h.square().sum())).expand(len(h))
-    return AsymptoticStep(gain=gain, displacement=near - gain[..., None] * 1e6 * h)
+    return as_measured(gain, near - gain[..., None] * 1e6 * h)
 
 
 def divided_by_the_norm_not_its_square(step, h: Tensor) -> AsymptoticStep:
     near, far = step(1e6 * h), step(2e6 * h)
     gain = ((far - near) * h).sum(-1) / (1e6 * h.norm(dim=-1))
-    return AsymptoticStep(gain=gain, displacement=near - gain[..., None] * 1e6 * h)
+    return as_measured(gain, near - gain[..., None] * 1e6 * h)
 
 
 def with_gain_one_assumed(step, h: Tensor) -> AsymptoticStep:
-    return AsymptoticStep(gain=h.new_ones(len(h)), displacement=step(1e6 * h) - 1e6 * h)
+    return as_measured(h.new_ones(len(h)), step(1e6 * h) - 1e6 * h)
 
 
 def measured_at_the_state_itself(step, h: Tensor) -> AsymptoticStep:
     near, far = step(h), step(2 * h)
     gain = ((far - near) * h).sum(-1) / h.square().sum(-1)
-    return AsymptoticStep(gain=gain, displacement=near - gain[..., None] * h)
+    return as_measured(gain, near - gain[..., None] * h)
 
 
 def test_single_sublayers_are_measured_exactly(h):
@@ -122,9 +126,28 @@ def test_a_norm_between_loops_removes_the_scale(h):
     torch.testing.assert_close(measured.displacement, normed_between(h), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("step", [prenorm, damped, normed_between, two_sublayers])
+def test_a_displacement_with_a_limit_does_not_drift(step, h):
+    assert asymptotic_step(step, h).drift.max() < 1e-4
+
+
+def test_a_linear_part_that_is_no_multiple_of_the_identity_drifts(h):
+    """Negative control, calm at the state's own scale: there the linear part is small beside the branch."""
+    decay = 0.9 + 1e-4 * torch.linspace(-1.0, 1.0, h.shape[-1], dtype=torch.float64)
+
+    def step(h):
+        return decay * h + branch(h)
+
+    far = asymptotic_step(step, h)
+    assert far.drift.min() > 0.8
+    calm = (step(2 * h) - step(h) - far.gain[..., None] * h).norm(dim=-1) / branch(h).norm(dim=-1)
+    assert calm.max() < 0.1
+    assert torch.equal(regime_number(step, h, far=far), far.drift)
+
+
 def test_increment_and_next_state_are_read_off_gain_and_displacement():
     u = torch.tensor([[3.0, 4.0]])
-    step = AsymptoticStep(gain=torch.tensor([0.5]), displacement=torch.tensor([[1.0, 2.0]]))
+    step = as_measured(torch.tensor([0.5]), torch.tensor([[1.0, 2.0]]))
     assert step.radial_increment(u).item() == pytest.approx((3 + 8) / 5)
     assert step.next_state(u).tolist() == [[2.5, 4.0]]
 
@@ -206,9 +229,9 @@ def test_one_regime_number_for_all_tokens_hides_the_large_ones(h):
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.0, 10.0])
-def test_a_linear_map_has_regime_number_factor_minus_one(h, factor):
+def test_a_linear_map_has_regime_number_factor_minus_one_or_one(h, factor):
     number = regime_number(linear, h, factor)
-    torch.testing.assert_close(number, torch.full_like(number, factor - 1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(number, torch.full_like(number, max(factor - 1, 1.0)), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("instrument", [asymptotic_step, regime_number])

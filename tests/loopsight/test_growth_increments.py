@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from loopsight.derivatives import differentiable_kernels
 from loopsight.growth import regime_number
 from loopsight.increments import Increment, SecondOrderStep, increment, loop_growth, second_order_step
+from loopsight.observability import drive
 from loopsight.protocol import unroll
 from models.config import ModelConfig
 from models.looped_lm import LoopedLM
@@ -339,7 +340,7 @@ def test_a_single_state_has_no_growth(h):
         ([linear], "sublayer 0 multiplies a large state by"),
         ([lambda h: F.normalize(h, dim=-1), SUBLAYERS[0]], "sublayer 0 multiplies a large state by .*e-"),
         ([lambda h: 0.88 * h], "sublayer 0 multiplies a large state by 0.88"),
-        ([SUBLAYERS[0], lambda h: h + (SUBLAYERS[1](h) - h).detach()], "sublayer 1 hides its branch"),
+        ([SUBLAYERS[0], lambda h: h + (SUBLAYERS[1](h) - h).detach()], "sublayer 1 hides a branch"),
     ],
 )
 def test_maps_that_are_no_residual_steps_are_refused(h, sublayers, message):
@@ -373,3 +374,26 @@ def test_the_second_order_of_a_large_state_is_taken_far_from_it(scale):
     expected = branch(u, weights[0]) + branch(u, weights[1])
     worst = (step.displacement - expected).norm() / expected.norm()
     assert worst < (2e-2 if scale == 1.0 else 1e-2)
+
+
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_a_sublayer_that_hides_one_of_two_terms_is_refused(h, hidden):
+    terms = [lambda x: SUBLAYERS[0](x) - x, lambda x: SUBLAYERS[1](x) - x]
+
+    def half(x: Tensor) -> Tensor:
+        return x + sum(term(x).detach() if n == hidden else term(x) for n, term in enumerate(terms))
+
+    with pytest.raises(ValueError, match="sublayer 1 hides a branch"):
+        second_order_step([SUBLAYERS[0], half], h)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_an_increment_of_states_whose_norm_overflows_their_format(dtype):
+    largest = torch.finfo(dtype).max
+    h = torch.full((2, 64), largest / 4, dtype=dtype)
+    grown = increment(h, 2 * h)
+    assert h.norm(dim=-1).isinf().all()
+    torch.testing.assert_close(grown.radial_part, h.double().norm(dim=-1))
+    torch.testing.assert_close(grown.next_l2_norm, 2 * grown.l2_norm)
+    assert grown.perpendicular_part.max() < 1e-6 * grown.l2_norm.max()
+    torch.testing.assert_close(drive(lambda h: 2 * h, h), torch.ones(2, dtype=torch.float64))

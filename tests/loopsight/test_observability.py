@@ -448,6 +448,24 @@ def test_a_per_token_motion_finds_what_a_joint_one_does_not(h):
     assert outcome.verdict == "sees"
 
 
+def test_the_ratio_of_losses_a_token_does_not_depend_on_how_many_there_are():
+    """Of their mean it does: a joint rescaling moves all tokens' losses one way, random motions cancel."""
+
+    def leaky(h: Tensor, reduction: str) -> Tensor:
+        logits = h / (h.square().mean(-1, keepdim=True) + 1e-4).sqrt() @ HEAD.T
+        return F.cross_entropy(logits, torch.arange(len(h)) % len(HEAD), reduction=reduction)
+
+    ratios = {
+        (reduction, tokens): invariance(
+            lambda h, reduction=reduction: leaky(h, reduction), random(tokens, D), generator=generator()
+        ).ratio
+        for reduction in ("none", "mean")
+        for tokens in (16, 4096)
+    }
+    assert ratios["none", 4096] == pytest.approx(ratios["none", 16], rel=0.5)
+    assert ratios["mean", 4096] > 4 * ratios["none", 4096]
+
+
 def test_the_shift_is_blind_behind_a_layernorm_only(h):
     layer_normed = cross_entropy(lambda h: F.layer_norm(h, (D,)) @ HEAD.T)
     assert invariance(layer_normed, h, generator=generator(), action="shift").verdict == "blind"
@@ -595,7 +613,7 @@ def test_our_looped_model(readout, between, block_norm):
         ),
         (lambda h: directional_derivative(raw, h, h * torch.inf), "direction must be a finite float64 tensor"),
         (lambda h: unroll(prenorm, h, -1), "num_loops must not be negative"),
-        (lambda h: invariance(raw, h, generator=generator()), "the loss must be a scalar"),
+        (lambda h: invariance(raw, h, generator=generator()), "the loss must be a scalar or one a token"),
         (lambda h: invariance(lambda h: 1.0, h, generator=generator()), "must return a float64 tensor, got float"),
     ],
 )

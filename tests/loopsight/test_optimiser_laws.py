@@ -78,6 +78,16 @@ def test_a_heavy_ball_law_without_memory_is_noticed():
         assert_heavy_ball_law(lambda n, v, *, lr, momentum: heavy_ball_square_norms(n, v, lr=lr, momentum=0.0))
 
 
+def test_a_decay_beyond_one_turns_w_past_a_right_angle():
+    lr, wd = 1.5, 1.0
+    w, angle = torch.tensor([equilibrium_norm(1.0, lr=lr, wd=wd), 0.0], dtype=torch.float64), math.nan
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    for _ in range(5):
+        moved = (1 - lr * wd) * w - lr * (turn @ w) / w.norm() ** 2
+        angle, w = torch.arccos((w @ moved) / (w.norm() * moved.norm())).item(), moved
+    assert angle == pytest.approx(2 * math.pi / 3) and equilibrium_angle(lr=lr, wd=wd) == pytest.approx(angle)
+
+
 def test_at_equilibrium_norm_and_angle_stay_and_deviations_decay_at_four_lr_wd():
     lr, wd, scale_free = 0.5, 0.02, 3.0
     rest = equilibrium_norm(scale_free, lr=lr, wd=wd)

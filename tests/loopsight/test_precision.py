@@ -171,3 +171,14 @@ def test_bad_input_is_refused(monkeypatch, call, message):
         monkeypatch.setitem(globals(), name, unwrap(globals()[name]))
     with pytest.raises(ValueError, match=message):
         call(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("added", "start"), [(1000.0, 1.0), (1000.0, -3000.0), (20.0, 1.0), (65000.0, 1.0)])
+def test_loops_until_a_format_overflows_are_counted(added, start):
+    h, b = torch.tensor([[start]]), torch.tensor([[added]])
+    stream, loops = h.half(), 0
+    while stream.isfinite().all():
+        stream, loops = stream + b.half(), loops + 1
+    predicted = predicted_freeze(h, b, torch.float16)
+    assert predicted.level.item() == float("inf")
+    assert predicted.loops.item() == pytest.approx(loops, abs=2)

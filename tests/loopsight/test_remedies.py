@@ -248,3 +248,30 @@ def test_damping_that_a_gain_outgrows_predicts_no_norm(maps, tokens):
     )
     found = {remedy.name: remedy for remedy in audit(grown, tokens, symmetries=False).remedies}
     assert found["damping"].l2_norm is None and found["damping"].verdict == "blind and active"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_a_state_of_any_size_is_normalised(dtype, size):
+    h = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = 2.0 * h / h.square().mean(-1, keepdim=True).sqrt()
+    found = remedies.rms_normalised((size * h).to(dtype), 2.0)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+
+
+def test_the_normalisation_s_gradient_is_its_own_and_zero_at_a_zero_state():
+    h = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(remedies.rms_normalised, h.clone().requires_grad_())
+    h[1] = 0.0
+    h.requires_grad_()
+    (gradient,) = torch.autograd.grad(remedies.rms_normalised(h).sum(), h)
+    assert gradient[1].eq(0.0).all() and gradient[0].ne(0.0).all() and gradient.isfinite().all()
+
+
+def test_a_remedy_that_breaks_the_model_is_not_the_cheapest(maps, tokens, monkeypatch):
+    """One whose loss is no number any more has no cost to be ranked by, and comes last."""
+    monkeypatch.setattr("loopsight.auditing.advice._change", lambda *_: None)
+    names = [remedy.name for remedy in audit(maps, tokens, symmetries=False).remedies]
+    assert set(names[:2]) == {"norm penalty", "final-only norm"}
+    assert set(names[2:]) == {"raw readout", "between-loop norm", "damping"}

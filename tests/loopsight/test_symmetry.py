@@ -319,3 +319,27 @@ GOOD = {"x": torch.ones(2, dtype=torch.float64)}
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("normalised", [("a", "b"), ("a",)])
+def test_tensors_that_are_all_blind_in_their_scale_are_counted(normalised):
+    """Then the largest singular value is rounding as well."""
+    p = draws(0, a=(5, 5), b=(5, 5))
+    inputs = draws(1, x=(9, 5))["x"]
+
+    def losses(p: dict[str, Tensor]) -> Tensor:
+        a, b = (p[n] / p[n].norm() if n in normalised else p[n] for n in ("a", "b"))
+        return (torch.tanh(inputs @ a) @ b).square().sum(-1)
+
+    found = measured_symmetries(losses, p)
+    assert found.dimension == len(normalised)
+    assert found.smallest_visible > 0.1 and math.isinf(found.smallest_visible) == (len(normalised) == 2)
+    assert found.degrees.shape == (len(normalised), 2) and found.largest_blind < 1e-14
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 100.0), (torch.float32, 1e25), (torch.float32, 1e-25)])
+def test_a_residual_does_not_overflow_its_gradients_format(dtype, factor):
+    """Negative control of the identity: a gradient along the weights, whose squares the format cannot hold."""
+    w = draws(0, w=(1000, 1000))["w"]
+    gradient = (factor * (w + draws(1, w=(1000, 1000))["w"])).to(dtype)
+    assert euler_residual({"w": w.to(dtype)}, {"w": gradient}, {"w": 1}) == pytest.approx(2**-0.5, abs=1e-3)

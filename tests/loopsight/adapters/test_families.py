@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from loopsight import audit
 from loopsight.adapters import discover, loop_layers
 from loopsight.adapters.hrm_text import hrm_text_maps
 from loopsight.adapters.ouro import ouro_maps
@@ -180,3 +181,11 @@ def test_an_albert_of_two_groups_asks_for_one(build, tokens):
         discover(model, tokens)
     maps = discover(model, tokens, paths="albert.encoder.albert_layer_groups.1")
     assert maps.num_loops == 2
+
+
+@pytest.mark.parametrize("name", ["huginn", "parcae", "ouro", "hrm_text", "albert"])
+def test_a_model_found_by_itself_is_audited(name, build, tokens):
+    """Huginn and Parcae draw a random state in the very pass that derivatives are taken through."""
+    report = audit(build(name), tokens, symmetries=False)
+    assert report.valid, str(report)
+    assert not [note for note in report.notes if "finite differences" in note]

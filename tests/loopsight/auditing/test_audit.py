@@ -322,8 +322,12 @@ def test_an_activity_that_is_no_number_is_undecided():
 def test_the_headline_counts_what_could_not_be_judged(make_model, tokens, report):
     raw = audit(make_model(normed=False), tokens)
     assert headline(raw).startswith("VISIBLE") and "epsilon" not in headline(raw)
-    faint = replace(raw, readout_degree=-0.05)
-    assert headline(faint).startswith("VISIBLE") and "only through the normalisation's epsilon" in headline(faint)
+    bounded = replace(raw, readout_degree=-0.05)  # a head behind a tanh, whose logits no longer grow
+    assert headline(bounded).startswith("VISIBLE") and "epsilon" not in headline(bounded)
+    directions = (replace(raw.directions[0], finite_change=0.01), *raw.directions[1:])
+    faint = replace(bounded, directions=directions)
+    assert headline(faint).startswith("VISIBLE") and "only faintly, as through a normalisation's eps" in headline(faint)
+    assert "epsilon" not in headline(replace(raw, directions=directions))
     unsure = replace(raw, directions=(raw.directions[0], replace(raw.directions[1], verdict="undecided")))
     assert headline(unsure) == "UNDECIDED: nothing is called blind, but the mean direction could not be judged."
     both = replace(report, directions=(report.directions[0], replace(report.directions[1], verdict="undecided")))

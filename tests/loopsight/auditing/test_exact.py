@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from loopsight.auditing import exact
 from loopsight.auditing.exact import exact_arithmetic
@@ -89,3 +90,27 @@ def test_a_write_that_would_be_lost_is_refused(make_model, tokens):
         buffered(h)
     with exact_arithmetic():
         assert torch.equal(torch.zeros_like(h).add_(torch.ones(h.shape)), torch.ones_like(h))
+
+
+PARTICULAR = {
+    "conv1d": (lambda: nn.Conv1d(6, 6, 3, padding=1), lambda m, x: m(x)),
+    "conv2d": (lambda: nn.Conv2d(5, 2, 3, padding=1), lambda m, x: m(x[None])),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(6, 6, 3, padding=1), lambda m, x: m(x)),
+    "prelu": (nn.PReLU, lambda m, x: m(x)),
+    "bilinear": (lambda: nn.Bilinear(8, 8, 3), lambda m, x: m(x, x)),
+}
+
+
+@pytest.mark.parametrize("name", PARTICULAR)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_functions_that_refuse_mixed_dtypes_are_taken_too(name, dtype):
+    make, call = PARTICULAR[name]
+    torch.manual_seed(0)
+    layer, h = make().to(dtype), torch.randn(5, 6, 8, dtype=torch.float64)
+    wide = copy.deepcopy(layer).double()
+    with exact_arithmetic(layer):
+        found = torch.func.jvp(lambda x: call(layer, x), (h,), (h.sin(),))
+    for a, b in zip(found, torch.func.jvp(lambda x: call(wide, x), (h,), (h.sin(),)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with pytest.raises(RuntimeError):
+        call(layer, h)

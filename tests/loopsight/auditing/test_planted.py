@@ -124,3 +124,22 @@ def test_fewer_classes_than_channels_leave_a_field_and_no_subspace():
     for seed in range(2):
         report = audit((planting := plant("fewer logits than width", "carried", seed=seed)).maps, planting.batch)
         assert [(d.kind, d.dimension) for d in report.blind] == [("field", 10)]
+
+
+def test_two_directions_that_turn_with_the_state_are_no_rotation():
+    """Any two lie in a plane; a readout that is blind along one direction a token, another each, at two tokens."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(12, 7, generator=generator, dtype=torch.float64)
+
+    def readout(h):
+        x = h / h.square().mean(-1, keepdim=True).sqrt()
+        seen = torch.cat([x[..., :1].square() + x[..., 1:2].sin() + x[..., 2:3].exp(), x[..., 3:9]], dim=-1)
+        return seen @ head.T
+
+    maps = LoopedMaps(
+        embed=lambda h: h, step=lambda h: h + 0.1 * torch.tanh(h.roll(1, -1)), readout=readout, num_loops=2
+    )
+    for tokens in (2, 3, 8):
+        batch = torch.randn(1, tokens, 9, generator=generator, dtype=torch.float64)
+        kinds = {d.kind for d in audit(maps, batch, targets=torch.zeros(1, tokens, dtype=torch.int64)).directions}
+        assert "rotation" not in kinds and "field" in kinds
