@@ -1,6 +1,6 @@
 """The command `loopsight`: `loopsight audit RUN | --factory package.module:build | --hf NAME`.
 
-Exit status: 0 whatever the audit finds (1 where --fail-on asks for it), 1 for a model that cannot be audited, 2 for a
+Exit status: 0 whatever the audit finds (3 where --fail-on asks for it), 1 for a model that cannot be audited, 2 for a
 request that cannot be carried out. A failure is one sentence; above it, for options that cannot be read, what tyro says
 of them.
 """
@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loopsight.adapters import discover
 from loopsight.auditing.report import AuditReport
 from loopsight.auditing.request import AuditFailed, CannotAsk, Request, model_and_batch, one_line
 from loopsight.auditing.run import audit
 from loopsight.auditing.wording import in_words
 
+FOUND = 3  # exit status of an audit that was made and found what --fail-on names
 INSTALL = 'pip install "loopsight[cli]"'
 USAGE = """usage: loopsight audit [RUN] [--factory package.module:build] [--hf NAME] ...
 What can the loss of a looped model not see, does the recurrence keep it, and what would help?
@@ -64,6 +66,8 @@ def _audit(arguments: Request) -> int:
         _require_figures()
     model, batch, notes = model_and_batch(arguments)
     try:
+        if arguments.paths:
+            model = discover(model, batch, paths=arguments.paths)
         report = audit(
             model, batch, num_loops=arguments.loops, groups=arguments.groups, symmetries=arguments.symmetries
         )
@@ -78,7 +82,7 @@ def _audit(arguments: Request) -> int:
     report = dataclasses.replace(report, name=name, notes=(*notes, *report.notes))
     _say(in_words(report))
     _write(report, arguments)
-    return 1 if _failed(report, arguments.fail_on) else 0
+    return FOUND if _failed(report, arguments.fail_on) else 0
 
 
 def _failed(report: AuditReport, fail_on: str) -> bool:

@@ -4,7 +4,8 @@
         train(model, optimiser)
 
 Hooks only: the model is not edited, gradients stay bit-identical, and everything is removed at the end. One forward
-pass is looked at every 50 optimiser steps; in between a hook costs a few comparisons.
+pass is looked at every 50 optimiser steps, and after 1, 2, 4, 8, ... of the first ones, in which a blind norm may grow
+all that it will; in between a hook costs a few comparisons.
 
 What is measured is the gradient of training itself, so at h_k it is the total one, through the loops after k too. A
 small fraction in bfloat16 or float32 is bounded by rounding (`radial_noise_floor` is logged beside it), and blindness
@@ -62,7 +63,7 @@ class LoopMonitor:
         loop: the module called once a loop (of a stack of layers, the last one), or its dotted name in `model`.
         optimiser: each of its steps ends a step here; without it, call `end_step` after each.
         sinks: callables that take records; one that raises is dropped with a warning.
-        every: optimiser steps from one sample to the next.
+        every: optimiser steps from one sample to the next; before the first of these, also after 1, 2, 4, ... steps.
         state: picks the state tensor (..., d) from what `loop` returns: by default the tensor, or the first of a tuple.
         steps_done: optimiser steps of a resumed run.
 
@@ -183,8 +184,12 @@ class LoopMonitor:
             if due:
                 self._warn("nothing seen", NOTHING_SEEN.format(step=step), step)
         elif not (taken.open and self._model is not None):  # else its forward pass raised
-            self._next = taken.step + self.every
+            self._next = self._after(taken.step)
             self._publish(to_sample(taken))
+
+    def _after(self, step: int) -> int:
+        """When to sample next: at the next multiple of `every`, before the first of them at twice the steps."""
+        return min(max(1, 2 * step), (step // self.every + 1) * self.every)
 
     @property
     def _due(self) -> bool:

@@ -3,8 +3,9 @@
 What is found is a cycle of modules; the state is the output of its last one. Where each module of the cycle takes the
 output of the one before it, also across the end of a loop, a step is those modules again, and h_0 what enters the
 first. Where something else acts between two loops (a norm, an injection), a step is the model's own pass from one
-output of the last module to its next, and h_0 is the first of these outputs, so that K is one less; likewise where the
-first state is zero, which has no direction. Such a cut must be declared in paths: it may not be what is decoded.
+output of the last module to its next, and h_0 is the first of these outputs, so that K is one less, as the maps' name
+says; likewise where the first state is zero, which has no direction. Such a cut must be declared in paths: it may not
+be what is decoded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -190,7 +191,7 @@ def cycle_maps(
             readout=readout,
             states=states,
             output=output,
-            name=kind,
+            name=f"{kind}; the first of its {len(states)} calls makes h_0",
         )
 
     first, slot = loops[0][0], entries[0]
@@ -215,7 +216,7 @@ def cycle_maps(
         readout=readout,
         states=states if start is None else [start, *states],
         output=output,
-        name=kind,
+        name=kind if start is not None else f"{kind}; the first of its {len(states)} calls makes h_0",
     )
 
 

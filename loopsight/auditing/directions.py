@@ -241,6 +241,15 @@ def seen_when_moved(bench: Bench, family: Family) -> bool:
     return actions.finite_change(_loss(bench), h, actions.translations(h, direction), bench.generator) >= SEEN
 
 
+def moved_together(bench: Bench) -> dict[str, float]:
+    """Finite changes where the states of all tokens move as one: by one factor, by one vector."""
+    h = bench.action_states
+    vector = torch.randn(h.shape[-1], generator=bench.generator, dtype=h.dtype, device=h.device)
+    vector = vector * h.square().mean().sqrt()
+    motions = {"scale": [2.0 * h, 0.5 * h], "shift": [h + vector, h - vector]}
+    return {name: actions.finite_change(_loss(bench), h, moved, bench.generator) for name, moved in motions.items()}
+
+
 def _loss(bench: Bench) -> actions.Loss:
     seed = torch.Generator(bench.h.device).manual_seed(0)
     loss, penalty = actions.random_label_loss(bench.action_readout, bench.action_states, seed), bench.penalty

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loopsight.auditing.report import Gauge, OptimiserLaw, ParameterSymmetry
+from loopsight.auditing.report import COUNTED, Gauge, OptimiserLaw, ParameterSymmetry
 from loopsight.auditing.subject import Subject, tokens_of
 from loopsight.derivatives import RELATIVE_ERROR, ROUNDING, STEPS
 from loopsight.optimiser_laws import adam_step_bound
@@ -21,7 +21,6 @@ AFFORDABLE = 3e11  # multiply-adds of all backward passes: some tens of seconds 
 SPARE = 4  # losses beyond the number of tensors
 TOKENS = 64  # of one sequence of the batch, where the maps take it alone; symmetries do not depend on data
 LISTED = 6  # tensors of a generator
-COUNTED = 1e-8  # singular value of a symmetry; an epsilon of 1e-6 at large norms stays below
 
 
 def backward_cost(subject: Subject) -> float:

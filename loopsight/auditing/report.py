@@ -9,6 +9,8 @@ from typing import Literal
 from loopsight.auditing import codec
 
 VERSION = 1
+COUNTED = 1e-8  # singular value of a parameter symmetry; an epsilon of 1e-6 at large norms stays below
+GAP = 100.0  # between singular values on either side of a count
 
 Verdict = Literal["visible", "blind and active", "blind but contracted", "blind but removed", "undecided"]
 Kind = Literal["scale", "mean", "group scale", "fixed", "rotation", "field"]
@@ -182,6 +184,11 @@ class Gauge:
     largest_blind: float
     generators: tuple[ParameterSymmetry, ...]
     laws: tuple[OptimiserLaw, ...]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the singular values leave a gap, so that count and generators can be trusted."""
+        return self.smallest_visible >= GAP * (self.largest_blind if self.dimension else COUNTED)
 
 
 @dataclass(frozen=True, kw_only=True)

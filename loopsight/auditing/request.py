@@ -3,7 +3,9 @@
 import importlib
 import json
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from loopsight.protocol import LoopedMaps
 
+OWN = "experiments.runs:"  # what run folders of the repository that this library is of name
 RANDOM = "the batch is random token ids: structure is judged on untypical states, and cross-entropies mean nothing."
 
 
@@ -30,13 +33,17 @@ class Request:
     """What can this looped model's loss not see? Name it in one of three ways: RUN, --factory or --hf."""
 
     run: Path | None = None
-    """A run folder, whose config.json names its own factory."""
+    """A run folder, whose config.json names a "factory" and, if there is one, a "batch": each
+    "package.module:function", called with the folder."""
     factory: str | None = None
     """package.module:function, called without arguments: returns a model or LoopedMaps, or one of them and a batch."""
     hf: str | None = None
     """A model of the Hugging Face hub, or a folder that holds one."""
     trust_remote_code: bool = False
-    """Run the code that comes with a model of the hub."""
+    """Run the code that comes with a model of the hub, or functions that a run folder names."""
+    paths: tuple[str, ...] = ()
+    """Modules of one loop in their order, by name, where a model can be cut at more than one place: the state is the
+    output of the last."""
     text: Path | None = None
     """A text file to take the batch from, where the model has a tokeniser (--hf)."""
     ids: Path | None = None
@@ -58,7 +65,7 @@ class Request:
     html: bool = True
     """Write the page with figures (needs matplotlib)."""
     fail_on: Literal["nothing", "blind", "active"] = "nothing"
-    """Exit with 1 if a direction is blind, or blind and kept by the recurrence, or if one, or all, cannot be judged."""
+    """Exit with 3 if a direction is blind, or blind and kept by the recurrence, or if one, or all, cannot be judged."""
 
 
 def model_and_batch(request: Request) -> tuple[Any, Any, tuple[str, ...]]:
@@ -80,7 +87,7 @@ def model_and_batch(request: Request) -> tuple[Any, Any, tuple[str, ...]]:
     batch: Any = None
     tokeniser: Any = None
     if request.run is not None:
-        model, batch = _from_run(request.run)
+        model, batch = _from_run(request.run, request.trust_remote_code)
     elif request.factory is not None:
         model, batch = _from_factory(request.factory)
     else:
@@ -118,7 +125,8 @@ def function_named(name: str) -> Callable[..., Any]:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400].rstrip(".")
+    """What an error says, shortened at a word."""
+    return textwrap.shorten(str(error), 400, placeholder=" ...").rstrip(".")
 
 
 def _called(name: str, *arguments: Any) -> Any:
@@ -131,7 +139,7 @@ def _called(name: str, *arguments: Any) -> Any:
         ) from error
 
 
-def _from_run(folder: Path) -> tuple[Any, Any]:
+def _from_run(folder: Path, trusted: bool) -> tuple[Any, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -142,6 +150,9 @@ def _from_run(folder: Path) -> tuple[Any, Any]:
     batch = config.get("batch")
     if batch is not None and not isinstance(batch, str):
         raise CannotAsk(f'"batch" in {path} must be "package.module:function", got {batch!r}.')
+    for name in (config["factory"], batch):
+        if not trusted and name is not None and not name.startswith(OWN):
+            raise CannotAsk(f"{path} names a function to be run, {name}; if you trust it, add --trust-remote-code.")
     return _called(config["factory"], folder), None if batch is None else _called(batch, folder)
 
 
@@ -160,10 +171,13 @@ def _from_factory(name: str) -> tuple[Any, Any]:
 def _from_hub(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     from loopsight.adapters import load_hf
 
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise CannotAsk(f"there is no folder {name}; --hf takes one, or the name of a model of the hub.")
     try:
         return load_hf(name, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise AuditFailed(f"cannot load {name}: {one_line(error)}.") from error
+        said = re.sub(r"`?trust_remote_code=True`?", "--trust-remote-code", one_line(error))
+        raise AuditFailed(f"cannot load {name}: {said}.") from error
 
 
 def _read_ids(request: Request, tokeniser: Any) -> Tensor:
@@ -193,8 +207,11 @@ def _random_ids(module: object, request: Request) -> Tensor:
     tables = [m for m in module.modules() if isinstance(m, nn.Embedding)] if isinstance(module, nn.Module) else []
     if not tables:
         raise AuditFailed("the model has no torch.nn.Embedding to draw token ids for; let the factory return a batch.")
-    own = getattr(module, "get_input_embeddings", None)  # of transformers; else the first made, not that of positions
-    classes = getattr(own() if own else None, "num_embeddings", tables[0].num_embeddings)
+    try:  # of transformers; else the first made, not that of positions
+        own = module.get_input_embeddings()  # type: ignore[attr-defined]
+    except (AttributeError, NotImplementedError):
+        own = None
+    classes = getattr(own, "num_embeddings", tables[0].num_embeddings)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(classes, (request.sequences, request.length), generator=generator)
 

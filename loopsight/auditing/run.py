@@ -11,7 +11,7 @@ from torch import Tensor
 from loopsight.auditing import gauge as gauges
 from loopsight.auditing.advice import advise
 from loopsight.auditing.blindspots import BlindSpace, blind_space, unsearched
-from loopsight.auditing.directions import Bench, isotropic, judge, scale_action, seen_when_moved
+from loopsight.auditing.directions import SEEN, Bench, isotropic, judge, moved_together, scale_action, seen_when_moved
 from loopsight.auditing.exact import exact_arithmetic
 from loopsight.auditing.families import families
 from loopsight.auditing.forecast import growth
@@ -54,6 +54,9 @@ def audit(
     seed: int = 0,
 ) -> AuditReport:
     """What a looped model's loss cannot see of its state, whether the recurrence keeps it, and what would help.
+
+    The loss is any cross-entropy of the logits. One that reads the state in another way too (a halting unit, an
+    auxiliary head) sees what that shows it: append such outputs to the logits of `readout`, or give it as `penalty`.
 
     Nothing is assumed of the architecture. Blind directions are searched for with no hint, at several tokens' states;
     finite motions of the states decide, derivatives measure. Everything that needs it is recomputed in float64, with
@@ -112,6 +115,7 @@ def _audit(
         judged = _judged(bench, scale, spaces, groups)
         if not calibration.valid:
             judged = tuple(replace(direction, verdict="undecided") for direction in judged)
+        notes += _unsaid(bench, judged)
         classes = bench.action_readout(bench.action_states).shape[-1]
         readout_degree = _degree(bench)
         far = asymptotic_step(maps.step, h)
@@ -149,6 +153,25 @@ def _audit(
         notes=tuple(notes),
         seconds=time.perf_counter() - started,
     )
+
+
+def _unsaid(bench: Bench, judged: tuple[Direction, ...]) -> list[str]:
+    """What the verdicts, one direction a token, leave open."""
+    scale, notes = judged[0], []
+    if scale.verdict == "visible" and 0 < scale.tokens_with < scale.tokens_searched:
+        where = f"{scale.tokens_with} of {scale.tokens_searched} tokens"
+        notes.append(f"the scale is visible, but not everywhere: at {where} searched the readout is blind to it.")
+    if bench.tokens_alone:
+        return notes
+    notes.append(
+        "the readout mixes tokens, or holds for this batch only: what spans several tokens was not searched for."
+    )
+    together = moved_together(bench)
+    if scale.verdict == "visible" and together["scale"] < SEEN:
+        notes.append("one factor for the states of all tokens is not seen, though a factor for each of them is.")
+    if together["shift"] < SEEN:
+        notes.append("one and the same vector added to the states of all tokens is not seen.")
+    return notes
 
 
 def _require_penalty(penalty: StateMap, h: Tensor) -> None:

@@ -9,7 +9,6 @@ from loopsight.auditing.report import AuditReport, Direction, Interval
 SCALE_FREE = 0.1  # degree of a readout below which its logits hardly grow with the state
 FAINT = 0.05  # a finite change of the scale, relative to random motions, that is little to be called seen
 STEADY = 1e-3  # a gain so near to 1 needs no saying
-CLEAR = 1e3  # ratio of the singular values on either side of a count that can be trusted
 HEADER = ("direction", "dim", "verdict", "visibility", "finite change", "activity", "drive", "deferred")
 
 
@@ -155,6 +154,12 @@ def _gauge(report: AuditReport) -> str:
     if report.gauge is None:
         return ""
     g = report.gauge
+    if not g.clear:
+        seen, blind = f"{g.smallest_visible:.0e}", f"{g.largest_blind:.0e}"
+        return (
+            f"Scaling symmetries between {g.tensors} parameter tensors: {g.dimension} or so, since there is no gap "
+            f"between the singular values of those that count ({blind}) and of those that do not ({seen})."
+        )
     lines = [
         f"Scaling symmetries between {g.tensors} parameter tensors: {g.dimension} (singular values "
         f"{g.largest_blind:.0e} against {g.smallest_visible:.0e})."

@@ -89,6 +89,32 @@ def positions():
     return model
 
 
+def secretive():
+    # as transformers' own models whose embedding has another name
+    model = Looped()
+    model.get_input_embeddings = lambda: (_ for _ in ()).throw(NotImplementedError("not auto-handled"))
+    return model
+
+
+class Cut(nn.Module):
+    # a plain module, in which a block and a norm run once a loop each
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.norm, self.block = Looped(), nn.RMSNorm(16), nn.Linear(16, 16)
+
+    def forward(self, tokens):
+        h = self.own.embed(tokens)
+        for _ in range(4):
+            h = self.block(h)
+            logits = self.own.head(self.norm(h))
+        return logits
+
+
+def cut():
+    return Cut().eval(), torch.arange(30).view(2, 15)
+
+
 def fails():
     model = Looped()
     model.head = nn.Linear(17, 30)
@@ -133,7 +159,9 @@ def test_a_run_folder_names_its_factory_and_its_batch(workplace, capsys):
     names = {"factory": "their_model:blind", "batch": "their_model:batch"}
     (workplace / "run").mkdir()
     (workplace / "run" / "config.json").write_text(json.dumps(names), encoding="utf-8")
-    assert run("run", "--no-html") == 0
+    assert run("run", "--no-html") == 2  # code that somebody else's folder names is not run unasked
+    assert "names a function to be run, their_model:blind; if you trust it" in capsys.readouterr().err
+    assert run("run", "--no-html", "--trust-remote-code") == 0
     assert "random token ids" not in capsys.readouterr().out
     assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).tokens == 30
     assert not (workplace / "audit.html").exists()
@@ -141,7 +169,7 @@ def test_a_run_folder_names_its_factory_and_its_batch(workplace, capsys):
 
 @pytest.mark.parametrize(
     ("factory", "fail_on", "status"),
-    [("blind", "blind", 1), ("blind", "active", 1), ("visible", "blind", 0), ("visible", "active", 0)],
+    [("blind", "blind", 3), ("blind", "active", 3), ("visible", "blind", 0), ("visible", "active", 0)],
 )
 def test_fail_on(workplace, factory, fail_on, status):
     assert run("--factory", f"their_model:{factory}", "--fail-on", fail_on, "--no-html") == status
@@ -220,7 +248,7 @@ def test_figures_without_matplotlib_name_the_line_that_installs_it(workplace, ca
 def test_a_zero_head_is_an_invalid_audit_and_no_failure(workplace, capsys):
     assert run("--factory", "their_model:zero_head", "--no-html") == 0
     assert capsys.readouterr().out.startswith("AUDIT INVALID")
-    assert run("--factory", "their_model:zero_head", "--no-html", "--fail-on", "active") == 1
+    assert run("--factory", "their_model:zero_head", "--no-html", "--fail-on", "active") == 3
 
 
 def test_token_ids_are_drawn_for_the_table_of_tokens(workplace):
@@ -233,8 +261,26 @@ def test_what_could_not_be_judged_fails_where_blindness_would(workplace, monkeyp
         return replace(report, directions=tuple(replace(d, verdict="undecided") for d in report.directions))
 
     monkeypatch.setattr(cli, "audit", unsure)
-    for fail_on, status in (("nothing", 0), ("blind", 1), ("active", 1)):
+    for fail_on, status in (("nothing", 0), ("blind", 3), ("active", 3)):
         assert run("--factory", "their_model:visible", "--no-html", "--fail-on", fail_on) == status
+
+
+def test_a_model_that_hides_its_embedding_is_given_tokens_all_the_same(workplace):
+    assert run("--factory", "their_model:secretive", "--no-html") == 0
+
+
+def test_a_model_that_can_be_cut_at_several_places_is_cut_where_one_says(workplace, capsys):
+    assert run("--factory", "their_model:cut", "--no-html") == 1
+    assert "can be cut at more than one place" in capsys.readouterr().err
+    assert run("--factory", "their_model:cut", "--no-html", "--paths", "block") == 0
+    assert "4 loops" in capsys.readouterr().out
+    assert run("--factory", "their_model:cut", "--no-html", "--paths", "nowhere") == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(workplace, capsys):
+    assert run("--hf", "./nowhere", "--no-html") == 2
+    assert capsys.readouterr().err.startswith("error: there is no folder ./nowhere")
 
 
 def test_the_json_is_there_when_the_page_fails(workplace, capsys, monkeypatch):

@@ -74,9 +74,13 @@ def train(model: nn.Module, tokens: Tensor, steps: int, micro_batches: int = 1, 
     return records
 
 
-def test_samples_every_so_many_steps_and_all_loops_of_each(tokens):
-    records = train(build(), tokens, 7, every=3)
-    assert [record["step"] for record in records] == [0, 3, 6]
+@pytest.mark.filterwarnings("ignore::loopsight.monitor.LoopMonitorWarning")  # it is a blind model, and grows
+def test_samples_every_so_many_steps_more_often_at_first_and_all_loops_of_each(tokens):
+    records = train(build(), tokens, 22, every=7)
+    assert [record["step"] for record in records if record["event"] == "sample"] == [0, 1, 2, 4, 7, 14, 21]
+    records = train(build(), tokens, 4, every=3)
+    assert [record["step"] for record in records if record["event"] == "sample"] == [0, 1, 2, 3]
+    records = [record for record in records if record["event"] == "sample"]
     assert all(record["loops"] == (0, 1, 2, 3, 4) for record in records)
     assert records[0]["tokens"] == (24,) * 5 and records[0]["width"] == D
     assert records[0]["drive"][0] is None and None not in records[0]["drive"][1:]
@@ -130,7 +134,7 @@ def test_recomputation_of_the_whole_model_is_no_second_pass(tokens):
 
 def test_only_the_first_of_several_micro_batches_is_looked_at(tokens):
     records = train(build(), tokens, 4, micro_batches=3, every=2)
-    assert [record["step"] for record in records] == [0, 2]
+    assert [record["step"] for record in records] == [0, 1, 2]
     assert records[0] == train(build(), tokens[:2], 1)[0]
 
 

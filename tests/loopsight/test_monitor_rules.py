@@ -325,7 +325,7 @@ def test_a_growing_blind_model_warns_once_with_the_remedy(dtype):
         records = trained(BLIND, BetweenConfig(), dtype)
     assert len(caught) == 1
     assert [record["kind"] for record in records if record["event"] == "warning"] == ["blind growth"]
-    assert len([record for record in records if record["event"] == "sample"]) == 7
+    assert len([record for record in records if record["event"] == "sample"]) == 10
 
 
 class Pinned(nn.Module):
@@ -361,4 +361,4 @@ def test_pinned_and_visible_models_never_warn():
                 optimiser.step()
                 optimiser.zero_grad()
     blind = [record["total_radial_gradient_fraction"][-1] < 1e-5 for record in records]
-    assert blind == [True] * 7  # it is blind, and only pinned
+    assert blind == [True] * 10  # it is blind, and only pinned

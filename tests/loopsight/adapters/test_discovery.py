@@ -149,6 +149,7 @@ def test_where_something_acts_between_the_loops_the_cut_must_be_declared(kind, t
     with pytest.raises(ValueError, match=r"(between two loops of|more than one place).*blocks\.0.*blocks\.1.*paths"):
         discover(model, tokens)
     maps = discover(model, tokens, paths="blocks.1")
+    assert "; the first of its " in maps.name and maps.name.endswith(f" {maps.num_loops + 1} calls makes h_0")
     assert maps.num_loops == K - 1
     require_the_model_itself(model, tokens, maps)
 

@@ -311,6 +311,36 @@ def test_a_readout_that_mixes_few_tokens_is_not_taken_token_by_token(make_model,
     report = audit(model, tokens[:1])
     assert not [d for d in report.directions if d.verdict == "undecided"] and report.valid
     assert report.directions[0].tokens_searched == 8 and "VISIBLE" in headline(report)
+    assert any("one and the same vector added to the states of all tokens is not seen" in note for note in report.notes)
+    assert not any("one factor for the states of all tokens" in note for note in report.notes)
+
+
+def test_a_scale_that_all_tokens_share_is_told_from_each_token_s_own(make_model, tokens):
+    model = make_model(normed=False)
+    own = model.readout
+    model.readout = lambda h: own(h / h.square().mean((-1, -2), keepdim=True).sqrt())
+    report = audit(model, tokens)
+    assert report.directions[0].verdict == "visible"
+    assert any("one factor for the states of all tokens is not seen" in note for note in report.notes)
+    alone = audit(make_model(normed=False), tokens)
+    assert not any("tokens is not seen" in note or "mixes tokens" in note for note in alone.notes)
+
+
+def test_a_scale_that_is_hidden_at_some_tokens_is_noted(make_model, tokens):
+    model = make_model()
+    model.readout = lambda h: model.head(torch.where(h[..., :1] > 0.0, h, model.norm(h)))
+    report = audit(model, tokens)
+    scale = report.directions[0]
+    assert scale.verdict == "visible" and 0 < scale.tokens_with < scale.tokens_searched
+    assert any(f"at {scale.tokens_with} of {scale.tokens_searched} tokens" in note for note in report.notes)
+
+
+def test_symmetries_without_a_gap_are_not_counted_out(report):
+    clear = report.gauge
+    assert clear.clear and "no gap" not in str(report)
+    blurred = replace(report, gauge=replace(clear, smallest_visible=2e-8, largest_blind=2e-9))
+    assert not blurred.gauge.clear and "no gap between the singular values" in str(blurred)
+    assert not replace(clear, dimension=0, largest_blind=0.0, smallest_visible=1e-7).clear
 
 
 def test_an_activity_that_is_no_number_is_undecided():
