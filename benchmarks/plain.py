@@ -25,6 +25,8 @@ class PlainNorm(nn.Module):
 
 
 class PlainLayer(nn.Module):
+    mask: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model

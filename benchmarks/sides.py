@@ -49,6 +49,7 @@ def make_step(
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=side == "ours" or None)
     if attach is not None:
         attach(model, optimiser)
+    forward_backward: Callable[[Tensor, Tensor], Tensor]
     if isinstance(model, PlainLoopedLM):
         forward_backward = partial(_plain_forward_backward, model)
     else:

@@ -144,8 +144,7 @@ def _peak_bytes() -> int:
 
 def main() -> None:
     if sys.argv[1:2] == ["child"]:
-        measure = {"first-steps": _first_steps, "memory": _memory}[sys.argv[2]]
-        print(json.dumps(measure(*sys.argv[3:])))
+        print(json.dumps(_first_steps(*sys.argv[3:]) if sys.argv[2] == "first-steps" else _memory(*sys.argv[3:])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "start", "memory", "all"], nargs="?", default="all")

@@ -165,8 +165,13 @@ def carry_out(
     out: Path,
     execution: Execution,
     measure: Callable[[Path], object],
-) -> None:
-    """Train in the plan's order until the execution's deadline; `measure` is given the folder of every trained run."""
+) -> list[str]:
+    """Train in the plan's order until the execution's deadline; `measure` is given the folder of every trained run.
+
+    Returns:
+        The names of the runs that failed, the others having gone on.
+    """
+    failed: list[str] = []
     training = replace(
         TRAINING_PRESETS[plan.preset],
         steps=plan.steps,
@@ -178,7 +183,7 @@ def carry_out(
             variant=variant, preset=plan.preset, seed=seed, training=training, corpus=corpus_config, tokens=corpus
         )
         if execution.out_of_time():
-            return
+            break
         print(f"{config.name} ...", flush=True)
         try:
             run(config, corpus, out, execution, num_loops=config.model.num_loops, resume=True)
@@ -191,8 +196,11 @@ def carry_out(
             print(f"{config.name}: out of time, the same command goes on", flush=True)
         except RunError as error:
             print(f"{config.name} failed: {error}", flush=True)
+            failed.append(config.name)
         except Exception as error:  # whatever it is, the others go on
             print(f"{config.name} failed: {type(error).__name__}: {first_line(error)}", flush=True)
+            failed.append(config.name)
+    return failed
 
 
 def unfinished(plan: Plan, out: Path) -> dict[str, str]:

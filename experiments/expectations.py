@@ -1,8 +1,9 @@
 """What each variant is predicted to do, fixed before a run, and the rule that turns a measurement into a verdict.
 
 A prediction comes from the variant's definition (degree of its readouts, placement of its loss) and from the paper,
-never from the run. Between two thresholds nothing is decided: the verdict is `inconclusive`. One prediction was made
-later, after a first run had been seen, and its line says so (LOG.md, 2026-11-21).
+never from the run that it judges; an earlier sweep had been seen when the thresholds were set (`claims.claim`). Between
+two thresholds nothing is decided: the verdict is `inconclusive`. One prediction was changed after such a run, and its
+line says so (LOG.md, 2026-11-21).
 
 A line by construction follows from the readout's definition alone, trained or not: it tests that the code is what it
 claims, and is no evidence for the paper.

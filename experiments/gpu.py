@@ -68,7 +68,7 @@ def main() -> None:
     )
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
-    from experiments.errors import UsageError, require_at_least
+    from experiments.errors import RunError, UsageError, require_at_least
     from experiments.measure.processes import measuring_beside
     from experiments.training.trainer import Execution
     from experiments.variants import select
@@ -128,7 +128,7 @@ def main() -> None:
             runs=queue(variants, arguments.central_seeds),
         )
     with measuring_beside(cache, corpus, device, deadline, arguments.measurers) as measure:
-        carry_out(plan, corpus, corpus_config, arguments.out, execution, measure)
+        failed = carry_out(plan, corpus, corpus_config, arguments.out, execution, measure)
     results = arguments.results or arguments.out / "packed"
     pack(plan, arguments.out, results)
     lacking = unfinished(plan, arguments.out)
@@ -136,6 +136,8 @@ def main() -> None:
         print(f"{name}: {what}")
     state = "the same command goes on" if lacking else "complete"
     print(f"{results}: {len(plan.runs) - len(lacking)} of {len(plan.runs)} runs, {state}.")
+    if failed:
+        raise RunError(f"{', '.join(failed)} failed, see above; the rest is packed, and the same command tries again.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Compare the finished runs of a folder, pack them as committed evidence, and show the comparison in the README.
 
 python experiments/publish.py runs/sweep results/cpu
-python experiments/publish.py results/44m results/44m     (runs that are packed already, of a campaign)
+python experiments/publish.py results/44m results/44m     (runs that are packed already)
 """
 
 import argparse
@@ -20,8 +20,9 @@ def main() -> None:
     from experiments.comparison import compare
     from experiments.effects import publish_factorial
     from experiments.errors import UsageError
-    from experiments.evidence import is_packed, pack, unpack
+    from experiments.evidence import INDEX, is_packed, pack, unpack
     from experiments.factorial import FACTORIAL
+    from experiments.files import read_json
     from experiments.readme import ROOT, read_text, replace_section, section
     from experiments.runs import finished_summaries
     from experiments.training_curves import compare_training
@@ -34,6 +35,7 @@ def main() -> None:
     if not arguments.runs.is_dir():
         raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
     packed = is_packed(arguments.runs)
+    campaign = packed and "plan" in read_json(arguments.runs / INDEX)
     with TemporaryDirectory() as scratch:
         folder = unpack(arguments.runs, Path(scratch)) if packed else arguments.runs
         summaries, unfinished = finished_summaries(folder)
@@ -42,9 +44,9 @@ def main() -> None:
     if not summaries:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
     readme, name = arguments.readme, arguments.results.name
-    for needed in (name, f"{name}-growth") if packed else (name,):
+    for needed in (name, f"{name}-growth") if campaign else (name,):
         section(read_text(readme), needed)  # before anything is written
-    texts = {f"{name}-growth": write_campaign(arguments.runs, arguments.results)} if packed else {}
+    texts = {f"{name}-growth": write_campaign(arguments.runs, arguments.results)} if campaign else {}
     designed = all(summary["variant"] in FACTORIAL for summary in summaries)
     texts[name] = (publish_factorial if designed else compare)(summaries, arguments.results)
     if not packed:

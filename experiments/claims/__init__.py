@@ -1,4 +1,8 @@
-"""What is claimed of trained models, fixed before looking, and the rules that turn measurements into verdicts."""
+"""What is claimed of trained models, and the rules that turn measurements into verdicts.
+
+Both were fixed before the runs that they judge; of many an earlier sweep had shown the quantity by then, and the
+findings say of which.
+"""
 
 from experiments.claims.claim import CaseFinding, Claim, Finding, Outcome, Rule, Runs, evaluate, index
 from experiments.claims.confounds import CONFOUND_CLAIMS

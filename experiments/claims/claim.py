@@ -1,4 +1,4 @@
-"""A claim is data, fixed before looking; evaluating it over runs gives a finding.
+"""A claim is data; evaluating it over runs gives a finding.
 
 Estimates are made seed by seed, on runs of that seed only, so that a comparison is paired. Verdicts are those of
 `expectations.below_or_above`, and over seeds those of `comparison.over_seeds`: between two thresholds nothing is

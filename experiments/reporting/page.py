@@ -103,12 +103,15 @@ def unconfirmed(rows: Sequence[Mapping[str, Any]], tally: str) -> str:
     header, keys = ("Claim", "Predicted", "Observed", "Verdict"), ("claim", "predicted", "observed", "verdict")
     worst_first = [row for verdict in NOT_CONFIRMED for row in rows if row["verdict"] == verdict]
     table = markdown(header, [[_cell(row[key]) for key in keys] for row in worst_first])
-    given = sum(row["verdict"] == "supported" and row["basis"] == "by construction" for row in rows)
     late, early = (sum(row["fixed"].startswith(word) for row in rows) for word in ("after", "before"))
+    supported = [row for row in rows if row["verdict"] == "supported"]
+    given = sum(row["basis"] == "by construction" for row in supported)
+    repeated = sum(row["basis"] == "empirical" and row["fixed"].startswith("after") for row in supported)
     return (
         f"{len(rows)} claims: {tally} Of those supported, {given} hold by construction, trained or not, and test the "
-        f"code; of {late + early} predictions, {late} were written down after an earlier sweep had shown their "
-        f"quantity. Those not confirmed:\n\n{table}"
+        f"code; {repeated} were written down after an earlier sweep had shown their quantity, and repeat it; "
+        f"{len(supported) - given - repeated} were predicted before anybody had seen it. Of all {late + early} "
+        f"predictions {late} were written down after such a look. Those not confirmed:\n\n{table}"
     )
 
 

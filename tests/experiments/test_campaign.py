@@ -115,8 +115,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(corpus, tmp_path, capsys
     (tmp_path / "scale_visible-0").mkdir()
     (tmp_path / "scale_visible-0" / "config.json").write_text("{")
     plan = plan_of(("scale_visible", 0), ("scale_invariant", 0))
-    campaign.carry_out(plan, corpus, CORPUS, tmp_path, EXECUTION, handed.append)
-    assert handed == [tmp_path / "scale_invariant-0"]
+    failed = campaign.carry_out(plan, corpus, CORPUS, tmp_path, EXECUTION, handed.append)
+    assert handed == [tmp_path / "scale_invariant-0"] and failed == ["scale_visible-0"]
     assert "scale_visible-0 failed: cannot read" in capsys.readouterr().out
     lacking = campaign.unfinished(plan, tmp_path)
     assert list(lacking) == ["scale_visible-0", "scale_invariant-0"]
@@ -160,6 +160,17 @@ def test_dry_run_of_the_command(tmp_path, inside, monkeypatch):
     packed, name = read_json(tmp_path / "packed" / "runs.json"), "scale_visible-0"
     assert packed["runs"][name]["summary"]["training"]["tokens"] == 1024
     assert 0.0 < packed["model_flops_utilisation"][name] < 1.0
+
+
+def test_a_campaign_with_a_failed_run_packs_the_rest_and_exits_with_1(tmp_path, inside, monkeypatch):
+    monkeypatch.setattr("experiments.measure.suite.SUITE", (LOOPS,))
+    (tmp_path / "scale_visible-0").mkdir()
+    (tmp_path / "scale_visible-0" / "config.json").write_text("{")
+    arguments = ["--minutes", "5", "--preset", "tiny", "--device", "cpu", "--data", "synthetic", "--tokens", "1024"]
+    arguments += ["--variants", "scale_visible", "layernorm", "--central-seeds", "1", "--out", tmp_path]
+    done = inside(*arguments, main="experiments.gpu")
+    assert done.returncode == 1 and "scale_visible-0 failed, see above" in done.stderr
+    assert "layernorm-0" in read_json(tmp_path / "packed" / "runs.json")["runs"]
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,17 @@ def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path, in
     assert refused.returncode == 2 and "cannot be compared" in refused.stderr
 
 
+def test_packed_runs_that_are_no_campaign_are_published_again(tmp_path, inside, monkeypatch):
+    monkeypatch.setattr("experiments.comparison.draw_comparison", lambda *_: None)
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- contrast -->\n<!-- /contrast -->\n")
+    packed = ROOT / "results" / "contrast"
+    done = inside(packed, tmp_path / "contrast", "--readme", readme, main="experiments.publish")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "contrast" / "comparison.md").read_text() == (packed / "comparison.md").read_text()
+    assert not (tmp_path / "contrast" / "runs.json").exists()  # the evidence stays where it is
+
+
 def test_a_missing_package_gets_one_sentence(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['tyro'] = None")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
