@@ -1,4 +1,4 @@
-"""Compare the runs of a grid, pack them as committed evidence, and show the comparison in the README.
+"""Compare the runs of a grid, pack them as committed evidence, and show the comparison in a README.
 
 python experiments/grid.py rates runs/rates                  a folder of runs for every setting (`make rates`)
 python experiments/grid.py sizes runs/sizes results/rates    some of the grid's runs are committed already
@@ -25,18 +25,19 @@ def main() -> None:
     from experiments.grids.compare import compare_grid, identity, require_cells
     from experiments.grids.folders import read_folders
     from experiments.measure.suite import measure_run, questions_of, read_table
-    from experiments.readme import ROOT, read_text, replace_section, section
+    from experiments.readme import ROOT, place_of, read_text, replace_section, section
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", choices=list(GRIDS), help="of the grid, and of its section in the README")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of folders of runs, packed or not, one a setting")
     parser.add_argument("--results", type=Path, help="folder for tables and figures (default: results/NAME)")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose section is replaced")
+    parser.add_argument("--readme", type=Path, help="file that has the section (default: of RESULTS, or the main one)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of prepared tokens")
     arguments = parser.parse_args()
     name = arguments.name
     results = arguments.results or ROOT / "results" / name
-    section(read_text(arguments.readme), name)  # before anything is written
+    readme = arguments.readme or place_of(name, results)
+    section(read_text(readme), name)  # before anything is written
     with TemporaryDirectory() as scratch:
         found = read_folders(GRIDS[name], arguments.runs, Path(scratch))
         for left in sorted(set(results.glob("*/")) - {results / each.folder.name for each in found}):
@@ -58,7 +59,7 @@ def main() -> None:
     for each in found:
         if each.summaries and not each.packed:
             each.pack_into(results)
-    replace_section(arguments.readme, name, text)
+    replace_section(readme, name, text)
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""Compare the finished runs of a folder, pack them as committed evidence, and show the comparison in the README.
+"""Compare the finished runs of a folder, pack them as committed evidence, and show the comparison in a README.
 
 python experiments/publish.py runs/sweep results/cpu
 python experiments/publish.py results/44m results/44m     (runs that are packed already)
@@ -23,14 +23,14 @@ def main() -> None:
     from experiments.evidence import INDEX, is_packed, pack, unpack
     from experiments.factorial import FACTORIAL
     from experiments.files import read_json
-    from experiments.readme import ROOT, read_text, replace_section, section
+    from experiments.readme import place_of, read_text, replace_section, section
     from experiments.runs import finished_summaries
     from experiments.training_curves import compare_training
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of run folders, or packed runs")
     parser.add_argument("results", type=Path, help="folder for the tables and the figure, for example results/cpu")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose section is replaced")
+    parser.add_argument("--readme", type=Path, help="file that has the section (default: of RESULTS, or the main one)")
     arguments = parser.parse_args()
     if not arguments.runs.is_dir():
         raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
@@ -43,9 +43,11 @@ def main() -> None:
         print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
     if not summaries:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
-    readme, name = arguments.readme, arguments.results.name
-    for needed in (name, f"{name}-growth") if campaign else (name,):
-        section(read_text(readme), needed)  # before anything is written
+    name = arguments.results.name
+    needed = (name, f"{name}-growth") if campaign else (name,)
+    places = {each: arguments.readme or place_of(each, arguments.results) for each in needed}
+    for each, place in places.items():
+        section(read_text(place), each)  # before anything is written
     texts = {f"{name}-growth": write_campaign(arguments.runs, arguments.results)} if campaign else {}
     designed = all(summary["variant"] in FACTORIAL for summary in summaries)
     texts[name] = (publish_factorial if designed else compare)(summaries, arguments.results)
@@ -53,8 +55,8 @@ def main() -> None:
         if not designed:
             compare_training(summaries, folder, arguments.results)
         pack([folder / summary["run"] for summary in summaries], arguments.results, missing=unfinished)
-    for needed, text in texts.items():
-        replace_section(readme, needed, text)
+    for each, text in texts.items():
+        replace_section(places[each], each, text)
         print(text)
 
 

@@ -1,4 +1,5 @@
-"""Sections of the README that scripts write: between `<!-- NAME -->` and `<!-- /NAME -->`, never by hand.
+"""Sections that scripts write, of the README or of one in `results/`: between `<!-- NAME -->` and `<!-- /NAME -->`,
+never by hand.
 
 python experiments/readme.py claims results/cpu/report/claims.md
 """
@@ -24,7 +25,7 @@ def section(text: str, name: str) -> str:
     before, _, rest = text.partition(f"<!-- {name} -->\n")
     inside, end, _ = rest.partition(f"<!-- /{name} -->")
     if not end or not rest:
-        raise UsageError(f"the README has no section between <!-- {name} --> and <!-- /{name} -->; add both lines.")
+        raise UsageError(f"there is no section between <!-- {name} --> and <!-- /{name} -->; add both lines.")
     return inside.strip("\n")
 
 
@@ -38,6 +39,18 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path} ({error}); name a text file that exists.") from error
+
+
+def place_of(name: str, results: Path) -> Path:
+    """The file that shows a section: the results' own README.md if it has it, else the repository's.
+
+    Raises:
+        UsageError: neither has it.
+    """
+    own = results / "README.md"
+    place = own if own.exists() and f"<!-- {name} -->" in read_text(own) else ROOT / "README.md"
+    section(read_text(place), name)
+    return place
 
 
 def replace_section(path: Path, name: str, content: str) -> None:

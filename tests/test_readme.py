@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.readme import section
+from experiments.readme import place_of, section
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("results/**/README.md"))]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True) for language, block in BLOCKS if language == "bash" for line in block.splitlines()
@@ -130,38 +131,46 @@ def test_the_python_example_runs_and_prints_what_it_says(capsys):
     assert capsys.readouterr().out == "['scale']\ntensor(True)\n"
 
 
-def test_paths_and_tests_named_exist():
-    for path in re.findall(r"`((?:[\w.]+/)+[\w.]*)`", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_and_sections_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:[\w.]+/)+[\w.]*)`", text):
         if not path.startswith("runs/"):
-            assert (ROOT / path).exists(), path
+            assert (ROOT / path).exists() or (page.parent / path).exists(), path
     headings = {
         "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     }
-    for path in re.findall(r"\]\(((?!https?:)[^)]+)\)", README):
-        assert path in headings or (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(((?!https?:)[^)]+)\)", text):
+        assert path in headings or (page.parent / path).exists(), path
 
 
-@pytest.mark.parametrize(
-    ("name", "stored"),
-    [
-        ("contrast", "results/contrast/comparison.md"),
-        ("long", "results/long/comparison.md"),
-        ("rates", "results/rates/rates.md"),
-        ("cpu", "results/cpu/comparison.md"),
-        ("44m", "results/44m/comparison.md"),
-        ("44m-growth", "results/44m/growth.md"),
-        ("129m", "results/129m/comparison.md"),
-        ("129m-growth", "results/129m/growth.md"),
-        ("claims", "results/cpu/report/claims.md"),
-        ("factorial", "results/factorial/factorial.md"),
-        ("propositions", "results/theory/propositions.md"),
-        ("planted", "results/audit/planted.md"),
-        ("training", "results/benchmarks/training.md"),
-        ("gpu", "results/benchmarks/gpu.md"),
-        ("monitor", "results/benchmarks/monitor.md"),
-        ("audit", "results/benchmarks/audit.md"),
-    ],
-)
+STORED = [
+    ("contrast", "results/contrast/comparison.md"),
+    ("long", "results/long/comparison.md"),
+    ("rates", "results/rates/rates.md"),
+    ("cpu", "results/cpu/comparison.md"),
+    ("44m", "results/44m/comparison.md"),
+    ("44m-growth", "results/44m/growth.md"),
+    ("129m", "results/129m/comparison.md"),
+    ("129m-growth", "results/129m/growth.md"),
+    ("claims", "results/cpu/report/claims.md"),
+    ("factorial", "results/factorial/factorial.md"),
+    ("propositions", "results/theory/propositions.md"),
+    ("planted", "results/audit/planted.md"),
+    ("training", "results/benchmarks/training.md"),
+    ("gpu", "results/benchmarks/gpu.md"),
+    ("monitor", "results/benchmarks/monitor.md"),
+    ("audit", "results/benchmarks/audit.md"),
+]
+
+
+@pytest.mark.parametrize(("name", "stored"), STORED)
 def test_tables_are_those_of_the_committed_results(name, stored):
-    assert section(README, name) == (ROOT / stored).read_text(encoding="utf-8").strip("\n")
+    place = place_of(name, ROOT / "results" / name.removesuffix("-growth"))
+    assert section(place.read_text(encoding="utf-8"), name) == (ROOT / stored).read_text(encoding="utf-8").strip("\n")
+
+
+def test_every_section_that_commands_write_is_looked_at():
+    written = [name for page in PAGES for name in re.findall(r"^<!-- ([\w-]+) -->$", page.read_text(), re.MULTILINE)]
+    assert len(written) == len(set(written)) and set(written) == {"long_profile", *(name for name, _ in STORED)}

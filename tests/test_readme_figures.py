@@ -18,9 +18,9 @@ from experiments.measure.suite import SUITE
 
 ROOT = Path(__file__).parents[1]
 SIZES = ("cpu", "44m", "129m")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("results/*/README.md"))]]
 GENERATED = re.compile(r"<!-- (\S+) -->\n.*?<!-- /\1 -->", re.DOTALL)
-PROSE = " ".join(GENERATED.sub("", README).split())  # in one line, without what commands write
+PROSE = " ".join(GENERATED.sub("", "\n".join(PAGES)).split())  # in one line, without what commands write
 
 
 @cache
@@ -108,7 +108,7 @@ def test_the_contrast_is_that_of_what_make_run_trains():
     norms = after("contrast", 4)["l2_norm"]
     assert norms[list(seen)].max() < 100 < norms[list(blind)].min()
     require_said("What `make run` trains, three variants beside it, and three seeds")
-    require_said("its norm leaves the tens; with a raw readout or a penalty it does not")
+    require_said("its norm leaves the tens; where the head reads the state as it is")
     require_said(f"It trains {default['steps']} steps on text that is already there")
     assert {3 * run["config"]["training"]["steps"] for run in runs("cpu")} == {4 * default["steps"]}
     require_said("`make sweep`, which trains a third longer")
@@ -145,9 +145,7 @@ def test_norms_after_longer_training():
     blind = norms.loc[[f"{cell}scale_invariant" for cell in CELLS_OF_PAIRS]]
     overshoot = blind.loc[:, :60].max(axis=1) / blind[200]
     assert 1.25 < overshoot.min() and overshoot.max() < 1.55
-    require_said(
-        "within sixty steps, overshoots by a quarter to a half, and changes by about a quarter at most from step"
-    )
+    require_said("within sixty steps, overshoots its value at step 200 by a quarter to a half, and changes by about a")
     assert (blind[1000] / blind[200]).between(0.75, 1.26).all()
 
 
@@ -198,6 +196,7 @@ def test_norms_by_learning_rate():
     require_said(
         f"The blind norm is {low}, {middle} and {high} times the raw one at 3e-4, 1e-3 and 3e-3, and {warmed} times"
     )
+    require_said(f"the blind norm is {low}, {middle} and {high} times the raw one at 3e-4, 1e-3 and 3e-3: a contrast")
     assert ratios[0].high < 1.0 < ratios[1].low
     grows = [
         mean_of(f"{name}untied, blind: norm at {to}")
@@ -300,8 +299,8 @@ def test_claims_after_longer_training():
     require_said(f"2 to 4 gain only {first('long', 'loops-gain-nothing-when-blind')['text']} now")
     kept, anew = "growth-constant-increment-64", "growth-direction-flow-64"
     digits = {kept: 0, anew: 1}
-    require_said(f"growth to 64 loops is predicted {off('long', kept).replace(' %', ' % off')}, by seed, and was")
-    require_said(f"and was {off('cpu', kept)} off. Measured anew")
+    require_said(f"growth to 64 loops is predicted {off('long', kept).replace(' %', ' % off')}, by seed; after 200")
+    require_said(f"after 200 steps it was {off('cpu', kept)}. With the increment measured anew")
     require_said(f"direction it is {off('long', anew)} off, and was {off('cpu', anew)}.")
     require_said(f"is not decided any more: regime number {first('long', 'regime-number')['text']}.")
     assert (found["regime-number"]["verdict"], claims("cpu")["regime-number"]["verdict"]) == (
