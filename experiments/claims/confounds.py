@@ -79,7 +79,7 @@ def _effect_claim(names: tuple[str, ...]) -> Claim:
 CONFOUND_CLAIMS = (
     Claim(
         key="contrast-without-confound",
-        text="Blindness alone, without the tied head and N(0, 1) embeddings, makes the norm larger.",
+        text="Blindness alone, without tied head and N(0, 1) embeddings, makes the norm larger, at this learning rate.",
         source="this project, factorial of the confounds",
         prediction="ratio above 1",
         method="Final norm with RMSNorm over that with raw readouts, both untied with small embeddings.",
