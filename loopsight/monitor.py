@@ -37,6 +37,8 @@ NOTHING_SEEN = (
     "not seen, so compile the loop's body alone and give the compiled module as `loop`."
 )
 
+NO_STEP_ENDED = "the loop monitor saw a loop, and no optimiser step that ended: give it the optimiser, or call `end_step` after each."
+
 
 class LoopMonitor:
     """Samples the states of a loop during training.
@@ -94,6 +96,7 @@ class LoopMonitor:
         self._model = model
         self._loop = find_module(model, loop) if isinstance(loop, str) else loop
         self._next: int | None = steps_done  # None: closed
+        self._steps_ended = optimiser is not None  # whether anybody says, or will say, that one has
         self._pass: Pass | None = None
         self._said: set[Kind] = set()
         self._handles: list[Any] = []
@@ -123,6 +126,8 @@ class LoopMonitor:
 
     def close(self) -> None:
         """Remove every hook; a sample in the making is dropped. Sinks stay the caller's."""
+        if self._pass is not None and self._pass.states and not self._steps_ended:
+            self._warn("nothing seen", NO_STEP_ENDED, self.steps_done)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -179,6 +184,7 @@ class LoopMonitor:
         """
         taken, due, step = self._pass, self._due, self.steps_done
         self._pass = None
+        self._steps_ended = True
         self.steps_done = step + 1 if steps_done is None else steps_done
         if taken is None or not taken.states:
             if due:

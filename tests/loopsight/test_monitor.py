@@ -138,6 +138,19 @@ def test_only_the_first_of_several_micro_batches_is_looked_at(tokens):
     assert records[0] == train(build(), tokens[:2], 1)[0]
 
 
+def test_whoever_ends_no_step_is_told_so(tokens):
+    model, records = build(), []
+    with pytest.warns(LoopMonitorWarning, match="no optimiser step that ended: give it the"):
+        with LoopMonitor(model, "block", sinks=[records.append]):
+            loss_of(model, tokens).backward()
+    assert [record["kind"] for record in records] == ["nothing seen"]
+    with LoopMonitor(model, "block", sinks=[records.append]) as monitor:
+        loss_of(model, tokens).backward()
+        monitor.end_step()
+        loss_of(model, tokens).backward()
+    assert [record["event"] for record in records] == ["warning", "sample"]
+
+
 @pytest.mark.parametrize("evaluation", ["no_grad", "eval", "inference"])
 def test_evaluation_in_between_is_not_sampled(tokens, evaluation):
     def evaluate(model: nn.Module) -> None:
