@@ -1,4 +1,7 @@
-"""The resolved configuration of one run: everything that decides its result, and nothing else."""
+"""The resolved configuration of one run: everything about it that can be chosen, and nothing else.
+
+What cannot be chosen (momentum, betas, the stride of training windows) stands in `experiments.training`.
+"""
 
 import json
 import math

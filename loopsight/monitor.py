@@ -37,7 +37,10 @@ NOTHING_SEEN = (
     "not seen, so compile the loop's body alone and give the compiled module as `loop`."
 )
 
-NO_STEP_ENDED = "the loop monitor saw a loop, and no optimiser step that ended: give it the optimiser, or call `end_step` after each."
+NO_STEP_ENDED = (
+    "the loop monitor saw a loop and no optimiser step that ended: give it the optimiser, or call `end_step` after "
+    "each."
+)
 
 
 class LoopMonitor:
