@@ -132,7 +132,7 @@ def test_a_decay_for_every_channel_is_not_forecast(spread, gain):
 
     seen, states = observed(step, start(), 4)
     found = grown(step, states[1], states[2], 2, seen)
-    assert found.regime_number > 0.5
+    assert found.regime_number > 0.5 and math.isnan(found.radial_increment) and math.isnan(found.displacement)
     assert [forecast.predicted for forecast in found.forecasts] == [None] * 4
     assert all(math.isnan(p.loops_until_stagnation) and math.isnan(p.loops_until_overflow) for p in found.low_precision)
     uniform = grown(lambda h: step(h) - (decay - gain) * h, states[1], states[2], 2, seen)
