@@ -31,12 +31,12 @@ def main() -> None:
     parser.add_argument("name", choices=list(GRIDS), help="of the grid, and of its section in the README")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of folders of runs, packed or not, one a setting")
     parser.add_argument("--results", type=Path, help="folder for tables and figures (default: results/NAME)")
-    parser.add_argument("--readme", type=Path, help="file that has the section (default: of RESULTS, or the main one)")
+    parser.add_argument("--readme", type=Path, help="file that has the section (default: the README that has it)")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of prepared tokens")
     arguments = parser.parse_args()
     name = arguments.name
     results = arguments.results or ROOT / "results" / name
-    readme = arguments.readme or place_of(name, results)
+    readme = arguments.readme or place_of(name)
     section(read_text(readme), name)  # before anything is written
     with TemporaryDirectory() as scratch:
         found = read_folders(GRIDS[name], arguments.runs, Path(scratch))

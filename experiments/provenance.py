@@ -8,7 +8,7 @@ from models import PRESETS
 
 
 def provenance(summaries: Sequence[dict[str, Any]]) -> str:
-    """Size, data, seeds, machine, dates and commits of runs of one size and one corpus."""
+    """Sizes, data, seeds, machine, dates and commits of runs of one corpus."""
     first = summaries[0]
     training, corpus = first["config"]["training"], first["corpus"]
     configs = [RunConfig.from_dict(summary["config"]) for summary in summaries]
@@ -24,7 +24,7 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens"
         f"{'' if unknown is None else f'; {unknown:.1%} of the held-out part are unknown words'}. "
         f"{_by_counting(counted) if len(counted) == len(summaries) else ''}"
-        f"{size_name(configs)} ({first['parameters']:,} parameters in {first['variant']}), "
+        f"{size_name(configs)} ({_parameters(summaries)}), "
         f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
         f"{_learning_rates(summaries)}, seeds "
         f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
@@ -33,6 +33,14 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"{all_of(lambda s: s['packages']['torch'])}, commit {all_of(lambda s: (s['commit'] or 'unknown')[:10])}"
         f"{' with uncommitted changes' if any(s['uncommitted_changes'] for s in sessions) else ''}."
     )
+
+
+def _parameters(summaries: Sequence[dict[str, Any]]) -> str:
+    first, counts = summaries[0], [summary["parameters"] for summary in summaries]
+    sizes = {(summary["config"]["model"]["d_model"], summary["config"]["model"]["num_layers"]) for summary in summaries}
+    if len(sizes) > 1:
+        return f"{min(counts):,} to {max(counts):,} parameters"
+    return f"{first['parameters']:,} parameters in {first['variant']}"
 
 
 def size_name(configs: Sequence[RunConfig]) -> str:

@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of run folders, or packed runs")
     parser.add_argument("results", type=Path, help="folder for the tables and the figure, for example results/cpu")
-    parser.add_argument("--readme", type=Path, help="file that has the section (default: of RESULTS, or the main one)")
+    parser.add_argument("--readme", type=Path, help="file that has the section (default: the README that has it)")
     arguments = parser.parse_args()
     if not arguments.runs.is_dir():
         raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
@@ -45,7 +45,7 @@ def main() -> None:
         raise UsageError(f"{arguments.runs} holds no finished run; train some with experiments/run.py first.")
     name = arguments.results.name
     needed = (name, f"{name}-growth") if campaign else (name,)
-    places = {each: arguments.readme or place_of(each, arguments.results) for each in needed}
+    places = {each: arguments.readme or place_of(each) for each in needed}
     for each, place in places.items():
         section(read_text(place), each)  # before anything is written
     texts = {f"{name}-growth": write_campaign(arguments.runs, arguments.results)} if campaign else {}

@@ -41,16 +41,17 @@ def read_text(path: Path) -> str:
         raise UsageError(f"cannot read {path} ({error}); name a text file that exists.") from error
 
 
-def place_of(name: str, results: Path) -> Path:
-    """The file that shows a section: the results' own README.md if it has it, else the repository's.
+def place_of(name: str) -> Path:
+    """The file that shows a section: the repository's README.md, or one in a folder of `results/`.
 
     Raises:
-        UsageError: neither has it.
+        UsageError: none has it.
     """
-    own = results / "README.md"
-    place = own if own.exists() and f"<!-- {name} -->" in read_text(own) else ROOT / "README.md"
-    section(read_text(place), name)
-    return place
+    for place in (ROOT / "README.md", *sorted(ROOT.glob("results/*/README.md"))):
+        if f"<!-- {name} -->\n" in read_text(place):
+            section(read_text(place), name)
+            return place
+    raise UsageError(f"no README has a section between <!-- {name} --> and <!-- /{name} -->; add both lines to one.")
 
 
 def replace_section(path: Path, name: str, content: str) -> None:
@@ -72,9 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", help="name of the section")
     parser.add_argument("text", type=Path, help="file to show there")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file that has the section")
+    parser.add_argument("--readme", type=Path, help="file that has the section (default: the README that has it)")
     arguments = parser.parse_args()
-    replace_section(arguments.readme, arguments.section, read_text(arguments.text).rstrip("\n"))
+    text = read_text(arguments.text).rstrip("\n")
+    replace_section(arguments.readme or place_of(arguments.section), arguments.section, text)
 
 
 if __name__ == "__main__":

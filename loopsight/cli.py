@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopsight.adapters import discover
 from loopsight.auditing.report import AuditReport
 from loopsight.auditing.request import AuditFailed, CannotAsk, Request, model_and_batch, one_line
 from loopsight.auditing.run import audit
@@ -66,10 +65,13 @@ def _audit(arguments: Request) -> int:
         _require_figures()
     model, batch, notes = model_and_batch(arguments)
     try:
-        if arguments.paths:
-            model = discover(model, batch, paths=arguments.paths)
         report = audit(
-            model, batch, num_loops=arguments.loops, groups=arguments.groups, symmetries=arguments.symmetries
+            model,
+            batch,
+            paths=arguments.paths or None,
+            num_loops=arguments.loops,
+            groups=arguments.groups,
+            symmetries=arguments.symmetries,
         )
     except ValueError as error:
         raise AuditFailed(f"the model cannot be audited: {error}") from error
@@ -79,7 +81,8 @@ def _audit(arguments: Request) -> int:
             "run embed, step and readout on this batch by themselves to see where."
         ) from error
     name = arguments.factory or arguments.hf or (arguments.run.resolve().name if arguments.run else report.name)
-    report = dataclasses.replace(report, name=name, notes=(*notes, *report.notes))
+    cut = (f"the model was cut so: {report.name}.",) if arguments.paths else ()
+    report = dataclasses.replace(report, name=name, notes=(*notes, *cut, *report.notes))
     _say(in_words(report))
     _write(report, arguments)
     return FOUND if _failed(report, arguments.fail_on) else 0

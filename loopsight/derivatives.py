@@ -154,7 +154,6 @@ def require_adjoint(
         size = (cotangent * function(h)).abs().sum()
         for direction in (random * h.norm(dim=-1, keepdim=True) / random.norm(dim=-1, keepdim=True), h):
             reverse = (pulled * direction).sum()
-            difference = reverse
             for step in STEPS:
                 difference = (cotangent * _central_difference(function, h, direction, step)).sum()
                 bound = RELATIVE_ERROR * torch.maximum(reverse.abs(), difference.abs())

@@ -19,6 +19,7 @@ from torch import Tensor
 from loopsight.checks import require_states
 from loopsight.derivatives import differentiable_kernels, forward_mode, require_double_states
 from loopsight.growth import LARGE
+from loopsight.precision import widest
 from loopsight.responses import shape_keeping
 
 Step = Callable[[Tensor], Tensor]
@@ -31,7 +32,7 @@ FAR = 4.0  # at least so many times the state itself; more would cost digits of 
 
 @dataclass(frozen=True, kw_only=True)
 class Increment:
-    """One step seen from the state it started from, for every token. Euclidean units, float64.
+    """One step seen from the state it started from, for every token. Euclidean units; float64 where the device has it.
 
     Attributes:
         l2_norm: (...,) s = |h|.
@@ -94,7 +95,7 @@ def increment(h: Float[Tensor, "*batch d"], h_next: Float[Tensor, "*batch d"]) -
     if h_next.shape != h.shape or h_next.dtype != h.dtype:
         expected, got = ((tuple(x.shape), x.dtype) for x in (h, h_next))
         raise ValueError(f"h_next must have the shape and dtype of h, {expected}, got {got}.")
-    h, h_next = h.double(), h_next.double()  # a norm overflows float16 before the entries do
+    h, h_next = widest(h), widest(h_next)  # a norm overflows float16 before the entries do
     s = h.norm(dim=-1)
     u, b = h / s[..., None], h_next - h
     a = (u * b).sum(-1)
@@ -145,7 +146,7 @@ def loop_growth(states: Sequence[Tensor]) -> LoopGrowth:
     # `carried - l2_norm` is a, or NaN from where the bounds stop to hold.
     lower = steps[0].l2_norm + cumulated([step.carried - step.l2_norm for step in steps])
     return LoopGrowth(
-        l2_norm=torch.stack([h.double().norm(dim=-1) for h in states]),
+        l2_norm=torch.stack([widest(h).norm(dim=-1) for h in states]),
         lower=lower,
         upper=lower + cumulated([step.excess_bounds[1] for step in steps]),
         coherent=cumulated([2.0 * step.l2_norm * step.radial_part for step in steps]),

@@ -103,7 +103,7 @@ def invariance(
         shaken += [h + size * F.normalize(normal(*h.shape), dim=-1) for _ in range(DRAWS)]
 
     change, resolution = _largest_change(loss, h, moved)
-    random_change = torch.stack([size_of(loss(state) - here) for state in shaken]).mean().item()
+    random_change = torch.stack([rms_over_tokens(loss(state) - here) for state in shaken]).mean().item()
     canary = _canary(h, normal(CANARY_CLASSES, h.shape[-1]) / h.shape[-1] ** 0.5)
     seen, canary_resolution = _largest_change(canary, h, moved)
     unseen, unseen_resolution = _largest_change(lambda h: canary(_normalise(action, h)), h, moved)
@@ -146,7 +146,7 @@ def _canary(h: Tensor, head: Tensor) -> Loss:
     return lambda h: F.cross_entropy((h @ head.T).reshape(-1, len(head)), targets, reduction="none")
 
 
-def size_of(change: Tensor) -> Tensor:
+def rms_over_tokens(change: Tensor) -> Tensor:
     """Root mean square over tokens; of a scalar its magnitude."""
     return change.square().mean().sqrt()
 
@@ -154,5 +154,5 @@ def size_of(change: Tensor) -> Tensor:
 def _largest_change(loss: Loss, h: Tensor, moved: list[Tensor]) -> tuple[float, float]:
     """Largest |L(g h) - L(h)|, and the rounding noise it must exceed; NaN if any value is."""
     values = torch.stack([loss(h), *[loss(state) for state in moved]])
-    changes = torch.stack([size_of(value - values[0]) for value in values])
+    changes = torch.stack([rms_over_tokens(value - values[0]) for value in values])
     return changes.max().item(), ROUNDING * values.abs().max().item()

@@ -38,8 +38,8 @@ NOTHING_SEEN = (
 )
 
 NO_STEP_ENDED = (
-    "the loop monitor saw a loop and no optimiser step that ended: give it the optimiser, or call `end_step` after "
-    "each."
+    "the loop monitor saw a loop and no optimiser step that ended: give it the optimiser that is stepped, or call "
+    "`end_step` after each step."
 )
 
 
@@ -99,7 +99,7 @@ class LoopMonitor:
         self._model = model
         self._loop = find_module(model, loop) if isinstance(loop, str) else loop
         self._next: int | None = steps_done  # None: closed
-        self._steps_ended = optimiser is not None  # whether anybody says, or will say, that one has
+        self._steps_ended = False
         self._pass: Pass | None = None
         self._said: set[Kind] = set()
         self._handles: list[Any] = []
@@ -117,6 +117,7 @@ class LoopMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._steps_ended |= error is not None  # then it is no news that none has
         self.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoopMonitor":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loopsight.checks import require_states
 from loopsight.derivatives import directional_derivative
+from loopsight.precision import widest
 from loopsight.responses import (
     StateMap,
     logits_of_loops,
@@ -168,13 +169,13 @@ def activity(
 
 
 def drive(step: StateMap, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-    """(|step(h)| - |h|) / |h|, the relative growth of the Euclidean norm in one loop; float64.
+    """(|step(h)| - |h|) / |h|, the relative growth of the Euclidean norm in one loop; float64 where the device has it.
 
     Raises:
         ValueError: h is not a finite nonzero float tensor, or step changes its shape.
     """
     require_states(h)
-    return shape_keeping(step)(h).double().norm(dim=-1) / h.double().norm(dim=-1) - 1.0
+    return widest(shape_keeping(step)(h)).norm(dim=-1) / widest(h).norm(dim=-1) - 1.0
 
 
 def _identity(h: Tensor) -> Tensor:

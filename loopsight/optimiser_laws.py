@@ -135,8 +135,8 @@ def equilibrium_angle(*, lr: float, wd: float) -> float:
     Source: this project; theory/ P12 (d).
     """
     _require_decay(lr, wd)
-    cosine = 1.0 - lr * wd
-    return math.atan2(math.sqrt(1.0 - cosine**2), cosine)  # arccos loses half the digits of a small angle
+    x = lr * wd
+    return math.atan2(math.sqrt(x * (2.0 - x)), 1.0 - x)  # arccos loses half the digits of a small angle
 
 
 def adam_step_bound(beta1: float, beta2: float, step: int | None = None) -> float:

@@ -29,6 +29,11 @@ def significand_bits(dtype: torch.dtype) -> int:
     return 1 - round(math.log2(torch.finfo(dtype).eps))
 
 
+def widest(x: Tensor) -> Tensor:
+    """The tensor in the widest floating dtype its device has: float64, on Apple's GPUs float32."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Freeze:
     """Where adding a constant b to every coordinate ends.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from loopsight.checks import require_floating_tensor, require_parameters
 from loopsight.derivatives import for_each
+from loopsight.precision import widest
 
 Parameters = Mapping[str, Tensor]
 Symmetry = Mapping[str, int]
@@ -176,8 +177,8 @@ def euler_residual(parameters: Parameters, gradients: Parameters, symmetry: Symm
     if not names:
         raise ValueError("all degrees are zero: the identity has nothing to test.")
     # Squares of what a lower precision holds overflow there, and products of small numbers underflow.
-    moved = torch.cat([(symmetry[name] * parameters[name].double()).flatten() for name in names])
-    gradient = torch.cat([gradients[name].double().flatten() for name in names])
+    moved = torch.cat([(symmetry[name] * widest(parameters[name])).flatten() for name in names])
+    gradient = torch.cat([widest(gradients[name]).flatten() for name in names])
     cosine = (moved / moved.norm()) @ (gradient / gradient.norm())
     return cosine.abs().clamp(max=1.0).item()
 
@@ -256,7 +257,7 @@ def measured_symmetries(
             raise ValueError(f"'{name}' is zero or has no gradient in any batch: unused, or behind a no-grad region.")
     decomposition = torch.linalg.svd(rows.double() / scale, full_matrices=True)
     singular, right = decomposition.S, decomposition.Vh
-    # Where every tensor's scale is blind the largest is rounding too, in units in which a seen one is about 1.
+    # Where every tensor's scale is blind the largest is rounding too; rows are cosines, so that 1 is the most there is.
     relative = singular / singular[0].clamp(min=1.0)
     dimension = int((relative <= tolerance).sum())
     visible = len(parameters) - dimension

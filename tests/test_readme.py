@@ -167,7 +167,7 @@ STORED = [
 
 @pytest.mark.parametrize(("name", "stored"), STORED)
 def test_tables_are_those_of_the_committed_results(name, stored):
-    place = place_of(name, ROOT / "results" / name.removesuffix("-growth"))
+    place = place_of(name)
     assert section(place.read_text(encoding="utf-8"), name) == (ROOT / stored).read_text(encoding="utf-8").strip("\n")
 
 

@@ -1,5 +1,6 @@
 """Folders of runs, one a setting: the runs of a grid among them, packed or not."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_folders(grid: Grid, places: Sequence[Path], scratch: Path) -> list[Sett
         scratch: where packed runs are unpacked.
 
     Raises:
-        UsageError: a place has no folders, a folder no finished run, or none of the runs is of the grid.
+        UsageError: a place has no folders, two folders have one name, or none of the runs is of the grid.
         RunError: packed runs are damaged.
     """
     found: list[SettingFolder] = []
@@ -58,6 +59,9 @@ def read_folders(grid: Grid, places: Sequence[Path], scratch: Path) -> list[Sett
         if not folders:
             raise UsageError(f"{place} has no folders; name one that holds a folder of runs a setting.")
         found += [_read(grid, folder, scratch / str(len(found) + i)) for i, folder in enumerate(folders)]
+    for name, count in Counter(each.folder.name for each in found).items():
+        if count > 1:  # one would be packed over the other
+            raise UsageError(f"{count} of the folders are called {name}; rename them, or put their runs into one.")
     if not any(each.summaries for each in found):
         raise UsageError(f"no run of {', '.join(map(str, places))} is of this grid; train its settings first.")
     return found
@@ -66,8 +70,6 @@ def read_folders(grid: Grid, places: Sequence[Path], scratch: Path) -> list[Sett
 def _read(grid: Grid, folder: Path, scratch: Path) -> SettingFolder:
     place = unpack(folder, scratch) if is_packed(folder) else folder
     finished, unfinished = finished_summaries(place)
-    if not finished:
-        raise UsageError(f"{folder} holds no finished run; train some, or leave it out.")
     return SettingFolder(
         folder=folder,
         place=place,

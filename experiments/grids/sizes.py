@@ -34,7 +34,7 @@ def _contrast(setting: Setting) -> Estimate:
     return lambda runs: column_of(runs, (BLIND, setting)) / column_of(runs, (RAW, setting))
 
 
-def _quotient(quantity: str, above: Setting, below: Setting, side: Side | None, bound: float = 1.0) -> Estimand:
+def _quotient(quantity: str, above: Setting, below: Setting, side: Side, bound: float) -> Estimand:
     """The quotient of two contrasts."""
     first, second = _contrast(above), _contrast(below)
     return Estimand(quantity=quantity, estimate=lambda runs: first(runs) / second(runs), side=side, bound=bound)

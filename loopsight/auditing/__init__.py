@@ -6,7 +6,7 @@ blindspots   what the readout cannot see, found token by token with no hint, and
 actions      the finite movements that decide
 directions   visibility, activity, drive, deferred visibility and verdict of every direction
 forecast     norms at further loops, and when a low-precision stream stops or overflows
-losses       cross-entropy by loop and under clamps, with bootstrap intervals
+losses       cross-entropy by loop and under clamps, with intervals
 gauge        scaling symmetries of the parameters, and what optimisers do along them
 advice       remedies, tried on the model as it is and ranked
 run          all of it in order

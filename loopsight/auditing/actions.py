@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loopsight.invariance import size_of
+from loopsight.invariance import rms_over_tokens
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -31,13 +31,13 @@ def finite_change(loss: Loss, h: Tensor, moved: Sequence[Tensor], generator: tor
     0: the loss does not answer; about 1: as to anything. NaN where random motions change nothing.
     """
     here = loss(h)
-    change = torch.stack([size_of(loss(state) - here) for state in moved]).max()
+    change = torch.stack([rms_over_tokens(loss(state) - here) for state in moved]).max()
     shaken = []
     for state in moved:
         size = (state - h).norm(dim=-1, keepdim=True)
         for _ in range(DRAWS):
             noise = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
-            shaken.append(size_of(loss(h + size * F.normalize(noise, dim=-1)) - here))
+            shaken.append(rms_over_tokens(loss(h + size * F.normalize(noise, dim=-1)) - here))
     return (change / torch.stack(shaken).mean()).item()
 
 

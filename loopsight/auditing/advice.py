@@ -24,7 +24,7 @@ PENALTY_SHARE = 0.01  # of the cross-entropy, at the states as they are
 
 @torch.no_grad()
 def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Remedy, ...]:
-    """Cheapest first; what cannot be had on the model as it is, its loss no longer finite, last.
+    """Cheapest first; what makes the model's loss infinite as it is last.
 
     Args:
         far: the step far out, from `h`, states (..., d) float64; `step` in exact arithmetic.
@@ -96,7 +96,7 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
                 line="readouts = loopsight.remedies.final_only_readouts(readout, num_loops, reference)",
             ),
         )
-    return tuple(sorted(found, key=lambda remedy: _cost(remedy, tried=losses is not None)))
+    return tuple(sorted(found, key=lambda remedy: _cost(remedy, tried=loss is not None)))
 
 
 def _cost(remedy: Remedy, tried: bool) -> float:

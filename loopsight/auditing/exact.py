@@ -2,10 +2,10 @@
 
 An operation that meets a float64 tensor gets its other tensors in float64 as well, for as long as it runs; a cast of a
 float64 tensor to less leaves it in float64. So the memory needed beside a large model is its largest single weight in
-float64, which is what lets a model of billions of parameters be audited, and maps that close over float32 tensors
-need no rewriting. Of a model that is small enough the weights in float64 are kept, since making them anew for every
-operation takes as long as a fifth of the arithmetic. Weights keep the values that their dtype gave them: nothing is
-said about another model.
+float64, which is what lets a model of billions of parameters be audited, and maps that close over float32 tensors need
+no rewriting (but torch.nn.GRU and LSTM compare dtypes themselves, and want float64 weights). Of a model that is small
+enough the weights in float64 are kept, since making them anew for every operation takes as long as a fifth of the
+arithmetic. Weights keep the values that their dtype gave them: nothing is said about another model.
 
 `loopsight.radial.in_float64` converts a copy instead: faster where a copy fits, and stricter.
 """
@@ -38,9 +38,9 @@ def exact_arithmetic(module: nn.Module | None = None) -> Iterator[None]:
     Args:
         module: whose parameters may be kept in float64 meanwhile.
     """
-    promotion = _Promotion(_KeptWeights(module))
+    promotion, early = _Promotion(_KeptWeights(module)), _EarlyPromotion()
     eager = torch.compiler.set_stance("force_eager")
-    with eager, differentiable_kernels(), warnings.catch_warnings(), promotion, _EarlyPromotion(promotion):
+    with eager, differentiable_kernels(), warnings.catch_warnings(), promotion, early:
         warnings.filterwarnings("ignore", "There is a performance drop")  # of vmap over a user's in-place operation
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # of rms_norm, which is the point
         yield
@@ -95,10 +95,10 @@ class _Promotion(TorchDispatchMode):
         kwargs = kwargs or {}
         if _mixed(args, kwargs):
             _require_no_narrow_target(func, args, kwargs)
-            args, kwargs = tree_map(self.promoted, (args, kwargs))
+            args, kwargs = tree_map(self._promoted, (args, kwargs))
         return func(*args, **kwargs)
 
-    def promoted(self, x: Any) -> Any:
+    def _promoted(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             return self._weights.double(x) if x.dtype in LOWER_PRECISION else x
         return torch.float64 if isinstance(x, torch.dtype) and x in LOWER_PRECISION else x
@@ -107,23 +107,23 @@ class _Promotion(TorchDispatchMode):
 PARTICULAR = {
     *(torch.conv1d, torch.conv2d, torch.conv3d),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-    *(torch.prelu, F.prelu, torch.bilinear, F.bilinear),
+    *(torch.prelu, F.prelu, torch.bilinear, F.bilinear, torch.tensordot, F.scaled_dot_product_attention),
 }
 """Functions that compare dtypes before any operation of theirs is dispatched."""
 
 
 class _EarlyPromotion(TorchFunctionMode):
-    """`_Promotion` for those functions."""
-
-    def __init__(self, promotion: _Promotion) -> None:
-        super().__init__()
-        self._promotion = promotion
+    """`_Promotion` for those functions, whose tensors may be a transformation's own, without memory to know them by."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func in PARTICULAR and _mixed(args, kwargs):
-            args, kwargs = tree_map(self._promotion.promoted, (args, kwargs))
+            args, kwargs = tree_map(_double, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _double(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.dtype in LOWER_PRECISION else x
 
 
 def _require_no_narrow_target(func: Any, args: tuple, kwargs: dict) -> None:

@@ -155,8 +155,8 @@ def _low_precision(name: str, dtype: torch.dtype, start: _Start) -> LowPrecision
     b, freeze = far.displacement, predicted_freeze(h, far.displacement, dtype)
     overflows = torch.isinf(freeze.level)
     if gain > 1.0 + KEPT:
-        overflow = _loops_growing(largest, h, b, gain)
         if gain > 1.0 + half_spacing:
+            overflow = _loops_growing(largest, h, b, gain)
             return LowPrecision(dtype=name, loops_until_stagnation=math.inf, loops_until_overflow=overflow)
         if gain > 1.0 + NEGLIGIBLE * half_spacing:
             return LowPrecision(dtype=name, loops_until_stagnation=math.nan, loops_until_overflow=math.nan)

@@ -58,8 +58,9 @@ def loss_report(subject: Subject, losses: list[Tensor]) -> LossReport:
 
 
 def change(after: Tensor, before: Tensor) -> Interval | None:
-    """`mean_interval` of the difference of two `token_losses`; None where one of them is not finite."""
-    return None if after.isinf().any() or before.isinf().any() else mean_interval(after - before)
+    """`mean_interval` of the difference of two `token_losses`; None where one is not finite, or of one token."""
+    finite = not (after.isinf().any() or before.isinf().any())
+    return mean_interval(after - before) if finite and (~after.isnan()).sum() > 1 else None
 
 
 def mean_interval(values: Tensor) -> Interval:
@@ -68,7 +69,7 @@ def mean_interval(values: Tensor) -> Interval:
     Percentile bootstrap, but Student's t where sequences are few: then its intervals are much too narrow.
 
     Args:
-        values: (..., time), one sequence a row; at least one value is not NaN, none is infinite.
+        values: (..., time), one sequence a row; at least two values are not NaN, none is infinite.
     """
     rows = values.reshape(-1, values.shape[-1])
     known = ~rows.isnan()

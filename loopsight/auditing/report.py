@@ -138,7 +138,7 @@ class LoopRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LossReport:
-    """Changes of cross-entropy in nats a token; positive is worse. None where a loss is not finite.
+    """Changes of cross-entropy in nats a token; positive is worse. None where a loss is infinite, or of a single token.
 
     Attributes:
         k_gap: cross-entropy at 1 loop less that at K: what the loop is used for. None for K = 1.

@@ -1,11 +1,11 @@
 """What the command line asks, and from there to a model and a batch: a run folder, a factory, a model of the hub."""
 
 import importlib
+import importlib.util
 import json
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from loopsight.protocol import LoopedMaps
 
-OWN = "experiments.runs:"  # what run folders of the repository that this library is of name
+OWN = ("experiments.runs:load_model", "experiments.runs:load_batch")  # of the repository that this library is of
+MOST_LETTERS = 400  # of an error of others
 RANDOM = "the batch is random token ids: structure is judged on untypical states, and cross-entropies mean nothing."
 
 
@@ -125,8 +126,9 @@ def function_named(name: str) -> Callable[..., Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, shortened at a word."""
-    return textwrap.shorten(str(error), 400, placeholder=" ...").rstrip(".")
+    """What an error says, without a full stop, shortened."""
+    said = " ".join(str(error).split()).rstrip(".")
+    return said if len(said) <= MOST_LETTERS else f"{said[:MOST_LETTERS].rsplit(' ', 1)[0]} ..."
 
 
 def _called(name: str, *arguments: Any) -> Any:
@@ -151,9 +153,17 @@ def _from_run(folder: Path, trusted: bool) -> tuple[Any, Any]:
     if batch is not None and not isinstance(batch, str):
         raise CannotAsk(f'"batch" in {path} must be "package.module:function", got {batch!r}.')
     for name in (config["factory"], batch):
-        if not trusted and name is not None and not name.startswith(OWN):
+        if not trusted and name is not None and not (name in OWN and _is_outside(folder)):
             raise CannotAsk(f"{path} names a function to be run, {name}; if you trust it, add --trust-remote-code.")
     return _called(config["factory"], folder), None if batch is None else _called(batch, folder)
+
+
+def _is_outside(folder: Path) -> bool:
+    """Whether the package that `OWN` names is not the folder's own."""
+    sys.path[:0] = [] if os.getcwd() in sys.path else [os.getcwd()]
+    spec = importlib.util.find_spec(OWN[0].partition(".")[0])
+    places = [] if spec is None else [Path(place).resolve() for place in spec.submodule_search_locations or ()]
+    return all(folder.resolve() not in place.parents for place in places)
 
 
 def _from_factory(name: str) -> tuple[Any, Any]:
@@ -171,7 +181,8 @@ def _from_factory(name: str) -> tuple[Any, Any]:
 def _from_hub(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     from loopsight.adapters import load_hf
 
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    if name.startswith((".", "/")) and not Path(name).is_dir():
         raise CannotAsk(f"there is no folder {name}; --hf takes one, or the name of a model of the hub.")
     try:
         return load_hf(name, trust_remote_code=trust_remote_code)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +49,7 @@ def audit(
     *,
     targets: Tensor | None = None,
     num_loops: int | None = None,
+    paths: str | Sequence[str] | None = None,
     groups: int | None = None,
     penalty: StateMap | None = None,
     symmetries: bool | None = None,
@@ -71,6 +73,7 @@ def audit(
             `transformers` has them (at the token itself, shifted here for a causal model), else the next token if no
             loop looks ahead; none at padding (`attention_mask`).
         num_loops: K, as trained; needed if the model does not say it.
+        paths: where to cut a module that can be cut at several places, as `loopsight.adapters.discover` takes it.
         groups: number of equal groups of channels to ask about; detected when not given.
         penalty: a penalty on the state that the training loss has, states (..., d) to its weighted value per token.
         symmetries: count scaling symmetries of the parameters (as many backward passes as tensors); when None, if
@@ -87,7 +90,7 @@ def audit(
     if torch.is_inference_mode_enabled():
         raise ValueError("an audit takes derivatives: call it outside torch.inference_mode().")
     with at_rest(model):
-        maps = as_maps(model, batch, num_loops)
+        maps = as_maps(model, batch, num_loops, paths)
     with at_rest(maps.module):
         subject = prepare(maps, batch, targets)
         width = subject.audited.shape[-1]

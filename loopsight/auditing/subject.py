@@ -43,25 +43,27 @@ class Subject:
         return self.states[self.num_loops].double()
 
 
-def as_maps(model: Any, batch: Any, num_loops: int | None) -> LoopedMaps:
-    """The three maps of a model: given, by their names, or found by an adapter.
+def as_maps(model: Any, batch: Any, num_loops: int | None, paths: str | Sequence[str] | None = None) -> LoopedMaps:
+    """The three maps of a model: given, by their names, or found by an adapter, at `paths` if it is told where.
 
     Raises:
         ValueError: they cannot be found, or nobody says how many loops there are.
     """
+    if paths is not None and not isinstance(model, nn.Module):
+        raise ValueError(f"paths are those of a torch module's parts, and {type(model).__name__} is none.")
     if isinstance(model, nn.Module):  # before anything runs: a search for the loop would blame the loop
         _require_one_device(model, batch)
         _require_weights(model)
     if isinstance(model, LoopedMaps):
         maps = model
-    elif isinstance(model, LoopedModel):
+    elif isinstance(model, LoopedModel) and paths is None:
         from loopsight.adapters.three_maps import own_maps
 
         maps = own_maps(model, batch, num_loops)
     elif isinstance(model, nn.Module):
         from loopsight.adapters import discover
 
-        maps = discover(model, batch)
+        maps = discover(model, batch, paths=paths)
     else:
         raise ValueError(
             f"the model must be a torch module or loopsight.protocol.LoopedMaps, got {type(model).__name__}."

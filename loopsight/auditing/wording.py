@@ -155,10 +155,12 @@ def _gauge(report: AuditReport) -> str:
         return ""
     g = report.gauge
     if not g.clear:
-        seen, blind = f"{g.smallest_visible:.0e}", f"{g.largest_blind:.0e}"
+        least = f"{g.smallest_visible:.0e}"
+        if not g.dimension:
+            return f"Scaling symmetries between {g.tensors} parameter tensors: none, but one nearly is ({least})."
         return (
             f"Scaling symmetries between {g.tensors} parameter tensors: {g.dimension} or so, since there is no gap "
-            f"between the singular values of those that count ({blind}) and of those that do not ({seen})."
+            f"between the singular values of those that count ({g.largest_blind:.0e}) and of the others ({least})."
         )
     lines = [
         f"Scaling symmetries between {g.tensors} parameter tensors: {g.dimension} (singular values "

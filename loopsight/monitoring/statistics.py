@@ -13,16 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loopsight.increments import increment
-from loopsight.precision import predicted_freeze
+from loopsight.precision import predicted_freeze, widest
 
 PIECE = 4096  # tokens converted to float64 at a time
 FREEZE_TOKENS = 256  # evenly spaced tokens that the distance to stagnation is estimated from
 STAGNATING = (torch.bfloat16, torch.float16)
-
-
-def exact(x: Tensor) -> Tensor:
-    """The tensor in the widest floating dtype its device has."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -39,7 +34,7 @@ def radial_fraction(gradient: Float[Tensor, "*batch d"], h: Float[Tensor, "*batc
             `noise_floor`).
     """
     pieces = zip(gradient.reshape(-1, h.shape[-1]).split(PIECE), h.reshape(-1, h.shape[-1]).split(PIECE), strict=True)
-    return torch.cat([_fraction(exact(g), exact(x)) for g, x in pieces]).view(h.shape[:-1])
+    return torch.cat([_fraction(widest(g), widest(x)) for g, x in pieces]).view(h.shape[:-1])
 
 
 def _fraction(g: Tensor, h: Tensor) -> Tensor:
@@ -88,7 +83,7 @@ class StateStatistics:
 def state_statistics(h: Float[Tensor, "*batch d"]) -> StateStatistics:
     """Norms of every token of a state of any floating dtype."""
     flat = h.reshape(-1, h.shape[-1])
-    l2_norm = torch.cat([exact(piece).norm(dim=-1) for piece in flat.split(PIECE)])
+    l2_norm = torch.cat([widest(piece).norm(dim=-1) for piece in flat.split(PIECE)])
     finite = torch.isfinite(flat).all(-1)
     usable = _usable(flat)
     some = bool(usable.any())
@@ -120,7 +115,7 @@ def step_statistics(before: Tensor, after: Tensor) -> StepStatistics | None:
     pair = _usable_pair(before, after)
     if pair is None:
         return None
-    steps = [increment(exact(x), exact(y)) for x, y in zip(*(t.split(PIECE) for t in pair), strict=True)]
+    steps = [increment(widest(x), widest(y)) for x, y in zip(*(t.split(PIECE) for t in pair), strict=True)]
     radial = torch.cat([step.radial_part / step.l2_norm for step in steps])
     drive = torch.cat([step.next_l2_norm / step.l2_norm - 1.0 for step in steps])
     return StepStatistics(relative_radial_increment=radial.mean().item(), drive=drive.mean().item())

@@ -170,7 +170,9 @@ def test_a_size_that_is_not_the_preset_s_is_named():
     assert "Preset tiny (" in provenance(runs)
     for run, width in zip(runs, (64, 128, 32), strict=True):
         run["config"]["model"]["d_model"] = width
-    assert "Preset tiny with d_model 32, 64, 128 (" in provenance(runs)
+    runs[1]["parameters"] += 5
+    least = runs[0]["parameters"]
+    assert f"Preset tiny with d_model 32, 64, 128 ({least:,} to {least + 5:,} parameters)" in provenance(runs)
     for run in runs:
         run["config"]["model"] |= {"d_model": 32, "num_layers": 3}
     assert "Preset tiny with num_layers 3 (" in provenance(runs)

@@ -9,6 +9,7 @@ import pytest
 
 from loopsight import AuditReport, audit, cli
 from loopsight.auditing import page
+from loopsight.auditing.request import one_line
 
 FACTORY = """
 import torch
@@ -112,7 +113,7 @@ class Cut(nn.Module):
 
 
 def cut():
-    return Cut().eval(), torch.arange(30).view(2, 15)
+    return Cut(), torch.arange(30).view(2, 15)  # in training mode, as a factory's model may be
 
 
 def fails():
@@ -144,6 +145,35 @@ def test_a_factory_is_audited_and_the_verdict_comes_first(workplace, capsys):
     shown = (workplace / "audit.html").read_text(encoding="utf-8")
     assert shown.count("<svg") == 2 and "BLIND AND ACTIVE" in shown and "http" not in shown.split("<svg")[0]
     assert sorted(path.name for path in workplace.glob("audit*")) == ["audit.html", "audit.json"]
+
+
+def test_a_run_folder_may_name_the_repository_s_functions_but_not_bring_them(workplace, monkeypatch, capsys):
+    folder = workplace / "run"
+    (folder / "experiments").mkdir(parents=True)
+    (folder / "experiments" / "__init__.py").write_text("raise SystemExit('this was run')", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"factory": "experiments.runs:load_model"}), encoding="utf-8")
+    monkeypatch.chdir(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert run(".", "--no-html") == 2
+    assert "if you trust it" in capsys.readouterr().err
+    (folder / "config.json").write_text(json.dumps({"factory": "experiments.runs:read_config"}), encoding="utf-8")
+    monkeypatch.chdir(workplace)
+    assert run("run", "--no-html") == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("one two.", "one two"),
+        ("two\n lines", "two lines"),
+        ("word " * 100, "word " * 80 + "..."),
+        ("x" * 500, "x" * 400 + " ..."),
+        ("short: " + "x" * 500, "short: ..."),
+    ],
+)
+def test_what_others_say_is_shown_in_one_line(said, shown):
+    assert one_line(ValueError(said)) == shown
 
 
 def test_whoever_stops_reading_gets_the_files_all_the_same(workplace, monkeypatch):
@@ -273,7 +303,10 @@ def test_a_model_that_can_be_cut_at_several_places_is_cut_where_one_says(workpla
     assert run("--factory", "their_model:cut", "--no-html") == 1
     assert "can be cut at more than one place" in capsys.readouterr().err
     assert run("--factory", "their_model:cut", "--no-html", "--paths", "block") == 0
-    assert "4 loops" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 loops" in printed and "note: the model was cut so: Cut, state at the output of block." in printed
+    assert run("--factory", "their_model:bare", "--no-html", "--paths", "block") == 1
+    assert "paths are those of a torch module's parts, and LoopedMaps is none" in capsys.readouterr().err
     assert run("--factory", "their_model:cut", "--no-html", "--paths", "nowhere") == 1
     assert "nowhere" in capsys.readouterr().err
 

@@ -144,11 +144,18 @@ def test_whoever_ends_no_step_is_told_so(tokens):
         with LoopMonitor(model, "block", sinks=[records.append]):
             loss_of(model, tokens).backward()
     assert [record["kind"] for record in records] == ["nothing seen"]
+    another = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(LoopMonitorWarning, match="give it the optimiser that is stepped"):
+        with LoopMonitor(model, "block", optimiser=another):
+            loss_of(model, tokens).backward()
     with LoopMonitor(model, "block", sinks=[records.append]) as monitor:
         loss_of(model, tokens).backward()
         monitor.end_step()
         loss_of(model, tokens).backward()
     assert [record["event"] for record in records] == ["warning", "sample"]
+    with pytest.raises(KeyError), LoopMonitor(model, "block"):
+        loss_of(model, tokens).backward()
+        raise KeyError  # which says more than that no step has ended
 
 
 @pytest.mark.parametrize("evaluation", ["no_grad", "eval", "inference"])

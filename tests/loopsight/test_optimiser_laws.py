@@ -78,6 +78,10 @@ def test_a_heavy_ball_law_without_memory_is_noticed():
         assert_heavy_ball_law(lambda n, v, *, lr, momentum: heavy_ball_square_norms(n, v, lr=lr, momentum=0.0))
 
 
+def test_a_small_angle_has_all_its_digits():
+    assert equilibrium_angle(lr=1e-6, wd=1e-6) == pytest.approx(math.sqrt(2e-12), rel=1e-9)
+
+
 def test_a_decay_beyond_one_turns_w_past_a_right_angle():
     lr, wd = 1.5, 1.0
     w, angle = torch.tensor([equilibrium_norm(1.0, lr=lr, wd=wd), 0.0], dtype=torch.float64), math.nan

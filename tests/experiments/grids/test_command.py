@@ -61,8 +61,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_written(compare, 
 
     assert "has no folders" in error(tmp_path / "none")
     shutil.copytree(RATES, tmp_path / "runs")
-    (tmp_path / "runs" / "9e-9").mkdir()
-    assert "9e-9 holds no finished run" in error(tmp_path / "runs")
+    assert "2 of the folders are called 1e-3" in error(tmp_path / "runs", RATES)
+    (tmp_path / "empty" / "9e-9").mkdir(parents=True)
+    assert "is of this grid" in error(tmp_path / "empty")
     shutil.copytree(RATES / "3e-3-warmup", tmp_path / "warm" / "3e-3-warmup")
     assert "is of this grid" in error(tmp_path / "warm", name="sizes")
     text = readme.read_text()
@@ -87,9 +88,10 @@ def test_unpacked_runs_are_measured_and_packed(compare, trained_run, tmp_path):
     unfinished = tmp_path / "runs" / "3e-3" / "interrupted-0"
     unfinished.mkdir()
     (unfinished / "config.json").write_text("{}")
+    (tmp_path / "runs" / "nothing").mkdir()
     done = compare("rates", tmp_path / "runs", results=tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "left out, unfinished: interrupted-0" in done.stderr
+    assert "left out, unfinished: interrupted-0" in done.stderr and not (tmp_path / "out" / "nothing").exists()
     packed = json.loads((tmp_path / "out" / "3e-3" / "runs.json").read_text())
     assert packed["runs"].keys() == {folder.name} and packed["missing"] == ["interrupted-0"]
     assert [path.name for path in (tmp_path / "out" / "3e-3" / "tables").iterdir()] == ["common.csv"]

@@ -340,7 +340,8 @@ def test_symmetries_without_a_gap_are_not_counted_out(report):
     assert clear.clear and "no gap" not in str(report)
     blurred = replace(report, gauge=replace(clear, smallest_visible=2e-8, largest_blind=2e-9))
     assert not blurred.gauge.clear and "no gap between the singular values" in str(blurred)
-    assert not replace(clear, dimension=0, largest_blind=0.0, smallest_visible=1e-7).clear
+    nearly = replace(report, gauge=replace(clear, dimension=0, largest_blind=0.0, smallest_visible=1e-7))
+    assert not nearly.gauge.clear and "none, but one nearly is (1e-07)" in str(nearly)
 
 
 def test_an_activity_that_is_no_number_is_undecided():
