@@ -149,6 +149,7 @@ STORED = [
     ("contrast", "results/contrast/comparison.md"),
     ("long", "results/long/comparison.md"),
     ("rates", "results/rates/rates.md"),
+    ("sizes", "results/sizes/sizes.md"),
     ("cpu", "results/cpu/comparison.md"),
     ("44m", "results/44m/comparison.md"),
     ("44m-growth", "results/44m/growth.md"),

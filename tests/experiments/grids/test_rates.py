@@ -3,7 +3,6 @@
 import json
 import math
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from summaries import summary_of
@@ -216,17 +215,6 @@ def test_runs_of_another_kind_are_refused(tmp_path):
     for common in (commons([first]), commons([first]).head(0)):
         with pytest.raises(UsageError, match="kept no weights along training"):
             compare_grid("rates", RATES, [first, other], common, tmp_path)
-
-
-@pytest.fixture
-def kept(monkeypatch):
-    """Figures that were drawn, still open."""
-    figures = []
-    monkeypatch.setattr("experiments.figures.plt.close", figures.append)
-    yield figures
-    monkeypatch.undo()
-    for figure in figures:
-        plt.close(figure)
 
 
 def looks(variants):

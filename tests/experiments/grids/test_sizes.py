@@ -2,7 +2,6 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from summaries import summary_of
@@ -97,17 +96,6 @@ def test_a_prediction_fails_where_its_own_cell_is_otherwise(quantity, undrawn, t
 def test_every_prediction_is_among_those_that_were_seen_to_fail(undrawn, tmp_path):
     rows = rows_of(world(), tmp_path)
     assert {name for name, row in rows.items() if row["predicted"] != "none made"} == FALSE.keys()
-
-
-@pytest.fixture
-def kept(monkeypatch):
-    """Figures that were drawn, still open."""
-    figures = []
-    monkeypatch.setattr("experiments.figures.plt.close", figures.append)
-    yield figures
-    monkeypatch.undo()
-    for figure in figures:
-        plt.close(figure)
 
 
 def test_the_figure_has_a_line_a_size_over_rate_times_width(kept, tmp_path):
