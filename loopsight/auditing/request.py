@@ -162,8 +162,8 @@ def _is_outside(folder: Path) -> bool:
     """Whether the package that `OWN` names is not the folder's own."""
     sys.path[:0] = [] if os.getcwd() in sys.path else [os.getcwd()]
     spec = importlib.util.find_spec(OWN[0].partition(".")[0])
-    places = [] if spec is None else [Path(place).resolve() for place in spec.submodule_search_locations or ()]
-    return all(folder.resolve() not in place.parents for place in places)
+    found = [] if spec is None else [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])]
+    return all(folder.resolve() not in Path(place).resolve().parents for place in found)
 
 
 def _from_factory(name: str) -> tuple[Any, Any]:

@@ -147,10 +147,11 @@ def test_a_factory_is_audited_and_the_verdict_comes_first(workplace, capsys):
     assert sorted(path.name for path in workplace.glob("audit*")) == ["audit.html", "audit.json"]
 
 
-def test_a_run_folder_may_name_the_repository_s_functions_but_not_bring_them(workplace, monkeypatch, capsys):
+@pytest.mark.parametrize("place", ["experiments/__init__.py", "experiments.py"])
+def test_a_run_folder_may_name_the_repository_s_functions_but_not_bring_them(workplace, monkeypatch, capsys, place):
     folder = workplace / "run"
-    (folder / "experiments").mkdir(parents=True)
-    (folder / "experiments" / "__init__.py").write_text("raise SystemExit('this was run')", encoding="utf-8")
+    (folder / place).parent.mkdir(parents=True)
+    (folder / place).write_text("raise SystemExit('this was run')", encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"factory": "experiments.runs:load_model"}), encoding="utf-8")
     monkeypatch.chdir(folder)
     for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
