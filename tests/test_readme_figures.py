@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.config import TRAINING_PRESETS
-from experiments.grids.design import Setting
+from experiments.grids.design import Setting, column_of
 from experiments.grids.rates import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
 from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.measure.suite import SUITE
@@ -235,6 +235,54 @@ def counted_at_rates():
     packed = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "rates").glob("*/runs.json"))]
     counted = [run["summary"]["counting"] for runs in packed for run in runs["runs"].values()]
     return [sum(one[name] for one in counted) / len(counted) for name in ("unigram", "bigram")]
+
+
+@cache
+def sizes():
+    """Of the runs of other sizes: what is observed by quantity, and the mean contrast of a setting."""
+    claims = json.loads((ROOT / "results" / "sizes" / "claims.json").read_text(encoding="utf-8"))
+    runs = table("sizes", "runs")
+
+    def contrast(rate, width):
+        setting = Setting(rate, d_model=width)
+        ratios = column_of(runs, (UNTIED_BLIND, setting)) / column_of(runs, (UNTIED_RAW, setting))
+        return f"{geometric_interval(ratios.tolist()).mean:.3g}"
+
+    return {row["quantity"]: row for row in claims}, contrast
+
+
+def test_norms_by_size():
+    claims, contrast = sizes()
+    verdicts = {quantity: row["verdict"] for quantity, row in claims.items() if row["predicted"] != "none made"}
+    assert "not supported" not in verdicts.values()
+    assert {quantity[:3] for quantity, verdict in verdicts.items() if verdict == "inconclusive"} == {"(3)", "(8)"}
+    observed = {quantity: row["observed"].partition(" over ")[0] for quantity, row in claims.items()}
+    same_rate = "{}, {} and {}".format(*(contrast(1e-3, width) for width in (64, 128, 256)))
+    growth = observed["(1) at 1e-3: C at width 256 / at 64"]
+    require_said(f"At 1e-3 C is {same_rate} at widths 64, 128 and 256, {growth} times from the first to the last")
+    low = "{}, {} and {}".format(*(contrast(rate, width) for rate, width in ((2e-3, 64), (1e-3, 128), (5e-4, 256))))
+    high = "{}, {} and {}".format(*(contrast(rate, width) for rate, width in ((6e-3, 64), (3e-3, 128), (1.5e-3, 256))))
+    require_said(f"{low} at 0.128 (rates 2e-3, 1e-3 and 5e-4), and {high} at 0.384 (6e-3, 3e-3 and 1.5e-3).")
+    require_said(f"by learning rate x width: {low} at 0.128 and {high} at 0.384")  # the README itself
+    falls = observed["(3) at rate x width 0.384: C at width 256 / at 64"]
+    require_said(f"There it falls with the width, {falls} times")
+    require_said(f"make it {observed['(6) at 1e-3: C with 8 layers / with 2']} times as large")
+    require_said(
+        f"raw states changes less, {observed['(7) at 1e-3: raw RMS, width 256 / 64']} times from width 64 to 256"
+    )
+
+
+def test_losses_by_size():
+    claims, _ = sizes()
+
+    def costs(*names):
+        rows = [claims[f"{name}: CE, blind - raw, nats"]["observed"].partition(" over ")[0] for name in names]
+        return "{}, {} and {}".format(*rows)
+
+    high = costs("64, 2, 0.006", "128, 2, 0.003", "256, 2, 0.0015")
+    require_said(f"the blind model has the higher loss, by {high} nats at widths 64, 128 and 256")
+    low = costs("64, 2, 0.002", "128, 2, 0.001", "256, 2, 0.0005")
+    require_said(f"at 0.128 that is not seen, {low}.")
 
 
 def test_how_a_blind_norm_begins():
