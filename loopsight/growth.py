@@ -19,6 +19,7 @@ from loopsight.derivatives import require_double_states
 
 Step = Callable[[Tensor], Tensor]
 
+ROUNDING = 1e-3  # a drift that may be that of a small b beside a large state, and matters little
 LARGE = 1e6  # factor at which O(1/c) is far below a measurement's error and float64 still has 10 digits of b
 
 
@@ -75,9 +76,9 @@ def regime_number(
     """|b(factor h) - b(h)| / |b(h)|, b(h) = step(h) - gain h: how far b is from depending on the direction only.
 
     Near 0 the large-norm regime holds and growth can be predicted; near or above 1 it does not. `gain` is the
-    asymptotic one, so that a recurrence that removes or damps the scale is judged by what it adds. Never less than
-    `AsymptoticStep.drift`: where b has no limit far out there is no regime, however small the state's own number is
-    (h + M h gives `factor` - 1, or 1 if that is more).
+    asymptotic one, so that a recurrence that removes or damps the scale is judged by what it adds. Never less than an
+    `AsymptoticStep.drift` beyond rounding: where b has no limit far out there is no regime, however small the state's
+    own number is (h + M h gives `factor` - 1, or 1 if that is more).
 
     Args:
         step: state tensor to state tensor, float64 weights.
@@ -99,7 +100,8 @@ def regime_number(
     gain = far.gain[..., None]
     here = step(h) - gain * h
     there = step(factor * h) - gain * factor * h
-    return torch.maximum((there - here).norm(dim=-1) / here.norm(dim=-1), far.drift)
+    drift = torch.where(far.drift > ROUNDING, far.drift, 0.0)
+    return torch.maximum((there - here).norm(dim=-1) / here.norm(dim=-1), drift)
 
 
 @dataclass(frozen=True, kw_only=True)
