@@ -100,17 +100,19 @@ def test_unpacked_runs_are_measured_and_packed(compare, trained_run, tmp_path):
     assert runs[["most_common", "largest_norm"]].notna().all(axis=None)
 
 
-@pytest.mark.parametrize(("part", "name", "value"), [("training", "learning_rate", 0.5), ("model", "d_model", 64)])
-def test_runs_of_another_setting_are_named_and_not_measured(part, name, value, compare, trained_run, tmp_path):
+def test_runs_of_another_setting_are_named_and_not_measured(compare, trained_run, tmp_path):
     folder, summary = trained_run
     shutil.copytree(folder, tmp_path / "runs" / "3e-3" / folder.name)
-    run = shutil.copytree(folder, tmp_path / "runs" / "other" / folder.name)
-    config = summary["config"] | {part: summary["config"][part] | {name: value}}
-    (run / "summary.json").write_text(json.dumps(summary | {"config": config}))
+    others = []
+    for part, name, value in (("training", "learning_rate", 0.5), ("model", "d_model", 64)):
+        others.append(shutil.copytree(folder, tmp_path / "runs" / name / folder.name))
+        config = summary["config"] | {part: summary["config"][part] | {name: value}}
+        (others[-1] / "summary.json").write_text(json.dumps(summary | {"config": config}))
     done = compare("rates", tmp_path / "runs", results=tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert f"left out, not of this grid: {folder.name} of {run.parent}" in done.stderr
-    assert not (run / "measurements").exists() and not (tmp_path / "out" / "other").exists()
+    for run in others:
+        assert f"left out, not of this grid: {folder.name} of {run.parent}" in done.stderr
+        assert not (run / "measurements").exists() and not (tmp_path / "out" / run.parent.name).exists()
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -149,7 +151,7 @@ def trained_run(inside, cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.figures.draw_run", lambda *_: None)
-        options = ["--preset", "cpu", "--steps", "2", "--batch-size", "1", "--data", "synthetic"]
+        options = ["--preset", "tiny", "--d-model", "128", "--num-layers", "2", "--steps", "2", "--data", "synthetic"]
         done = inside("--variant", TIED_BLIND, *options, "--learning-rate", "3e-3", "--out", out, "--cache", cache)
     assert done.returncode == 0, done.stderr
     folder = out / f"{TIED_BLIND}-0"

@@ -38,6 +38,22 @@ def world():
     return cells
 
 
+def judged(cells):
+    """By quantity."""
+    runs = [run for of_cell in cells.values() for run in of_cell]
+    table = pd.DataFrame(
+        [
+            identity(run)
+            | {
+                "l2_norm": run["validation"]["l2_norm"]["mean"][-1],
+                "cross_entropy": run["validation"]["cross_entropy"][-1],
+            }
+            for run in runs
+        ]
+    )
+    return {row.quantity: row for row in (judgement.judge(table) for judgement in GRID.judgements)}
+
+
 def rows_of(cells, out):
     runs = [run for of_cell in cells.values() for run in of_cell]
     steps = [identity(run) | {"step": step, "l2_norm": 1.0, "common_fraction": 0.5} for run in runs for step in (0, 10)]
@@ -85,17 +101,16 @@ FALSE = {
 
 
 @pytest.mark.parametrize("quantity", FALSE)
-def test_a_prediction_fails_where_its_own_cell_is_otherwise(quantity, undrawn, tmp_path):
+def test_a_prediction_fails_where_its_own_cell_is_otherwise(quantity):
     variant, setting, factor = FALSE[quantity]
     cells = world()
     for run in cells[variant, setting]:
         run["validation"]["l2_norm"]["mean"][-1] *= factor
-    assert rows_of(cells, tmp_path)[quantity]["verdict"] == "not supported"
+    assert judged(cells)[quantity].verdict == "not supported"
 
 
-def test_every_prediction_is_among_those_that_were_seen_to_fail(undrawn, tmp_path):
-    rows = rows_of(world(), tmp_path)
-    assert {name for name, row in rows.items() if row["predicted"] != "none made"} == FALSE.keys()
+def test_every_prediction_is_among_those_that_were_seen_to_fail():
+    assert {name for name, row in judged(world()).items() if row.predicted != "none made"} == FALSE.keys()
 
 
 def test_the_figure_has_a_line_a_size_over_rate_times_width(kept, tmp_path):

@@ -183,9 +183,9 @@ def test_an_albert_of_two_groups_asks_for_one(build, tokens):
     assert maps.num_loops == 2
 
 
-@pytest.mark.parametrize("name", ["huginn", "parcae", "ouro", "hrm_text", "albert"])
+@pytest.mark.parametrize("name", ["huginn", "parcae"])
 def test_a_model_found_by_itself_is_audited(name, build, tokens):
     """Huginn and Parcae draw a random state in the very pass that derivatives are taken through."""
-    report = audit(build(name), tokens, symmetries=False)
+    report = audit(build(name), tokens[:1], symmetries=False)
     assert report.valid, str(report)
     assert not [note for note in report.notes if "finite differences" in note]

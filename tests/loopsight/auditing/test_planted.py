@@ -139,7 +139,7 @@ def test_two_directions_that_turn_with_the_state_are_no_rotation():
     maps = LoopedMaps(
         embed=lambda h: h, step=lambda h: h + 0.1 * torch.tanh(h.roll(1, -1)), readout=readout, num_loops=2
     )
-    for tokens in (2, 3, 8):
+    for tokens in (2, 8):
         batch = torch.randn(1, tokens, 9, generator=generator, dtype=torch.float64)
         kinds = {d.kind for d in audit(maps, batch, targets=torch.zeros(1, tokens, dtype=torch.int64)).directions}
         assert "rotation" not in kinds and "field" in kinds
