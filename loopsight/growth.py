@@ -19,7 +19,7 @@ from loopsight.derivatives import require_double_states
 
 Step = Callable[[Tensor], Tensor]
 
-ROUNDING = 1e-3  # a drift that may be that of a small b beside a large state, and matters little
+SLIGHT = 1e-3  # a drift that may be that of a small b beside a large state, and matters little
 LARGE = 1e6  # factor at which O(1/c) is far below a measurement's error and float64 still has 10 digits of b
 
 
@@ -100,7 +100,7 @@ def regime_number(
     gain = far.gain[..., None]
     here = step(h) - gain * h
     there = step(factor * h) - gain * factor * h
-    drift = torch.where(far.drift > ROUNDING, far.drift, 0.0)
+    drift = torch.where(far.drift > SLIGHT, far.drift, 0.0)
     return torch.maximum((there - here).norm(dim=-1) / here.norm(dim=-1), drift)
 
 

@@ -117,7 +117,8 @@ class LoopMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._steps_ended |= error is not None  # then it is no news that none has
+        if error is not None:
+            self._pass = None  # that no step has ended is no news then
         self.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoopMonitor":

@@ -15,6 +15,7 @@ from experiments.grids.design import Setting, column_of
 from experiments.grids.rates import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
 from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.measure.suite import SUITE
+from models import PRESETS
 
 ROOT = Path(__file__).parents[1]
 SIZES = ("cpu", "44m", "129m")
@@ -266,6 +267,12 @@ def test_norms_by_size():
     require_said(f"by learning rate x width: {low} at 0.128 and {high} at 0.384")  # the README itself
     falls = observed["(3) at rate x width 0.384: C at width 256 / at 64"]
     require_said(f"There it falls with the width, {falls} times")
+    untied = after("44m", 4)["l2_norm"]
+    there = untied[UNTIED_BLIND, 0] / untied[UNTIED_RAW, 0]
+    require_said(f"is {contrast(1e-3, 128)} times the raw one at this size and {there:.0f} times at 44M (one seed).")
+    large, small = PRESETS["44m"], PRESETS["cpu"]
+    assert large.d_model == 4 * small.d_model and large.num_layers == 4 * small.num_layers
+    require_said(f"a product of {1e-3 * large.d_model:g}, and a contrast of {there:.0f}")
     require_said(f"make it {observed['(6) at 1e-3: C with 8 layers / with 2']} times as large")
     require_said(
         f"raw states changes less, {observed['(7) at 1e-3: raw RMS, width 256 / 64']} times from width 64 to 256"
@@ -444,6 +451,24 @@ def test_clamps_at_129m():
     costs = rows[rows["mode"] == "freeze_loop1"].set_index("run")["change"]
     require_said(f"{costs['scale_invariant-0']:.2f} nats (tied) and {costs['untied_scale_invariant-0']:.3f} (untied)")
     require_said(f"raw partners more, {costs['scale_visible-0']:.2f} and {costs['untied_scale_visible-0']:.3f}")
+    removed = rows[rows["mode"] == "remove_radial_after_loop1"].set_index("run")["change"]
+    blind = f"{removed['scale_invariant-0']:.2f} and {removed['untied_scale_invariant-0']:.3f}"
+    require_said(f"Removing the growth after loop 1 instead costs the blind models {blind}.")
+
+
+def test_what_the_whole_loss_sees_of_earlier_states():
+    rows = pd.read_csv(ROOT / "results" / "cpu" / "tables" / "radial.csv")
+    seen = rows[rows["run"].str.fullmatch(r"scale_invariant-\d")].groupby("k")["total"].mean()
+    shown = "{}, {} and {}".format(*(f"{seen[k]:.0e}".replace("e-0", "e-") for k in (1, 2, 3)))
+    require_said(f"the fraction of the whole loss at loops 1, 2 and 3 is {shown}.")
+    assert seen[4] < 1e-10
+
+
+def test_penalised_norms_at_44m():
+    norms = after("44m", 4)["l2_norm"]
+    penalised = (norms["norm_penalty", 0], norms["terminal_norm_penalty", 0])
+    require_said("at 44M the penalised norms are {:.0f} and {:.0f} (one seed each)".format(*penalised))
+    assert max(penalised) > 100 > after("cpu", 4)["l2_norm"][["norm_penalty", "terminal_norm_penalty"]].max()
 
 
 def test_losses_on_a_cpu():

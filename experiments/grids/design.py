@@ -45,6 +45,16 @@ def column_of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Se
     return runs[chosen].set_index("seed")[column]
 
 
+def norm_quotient(above: Cell, below: Cell) -> Estimate:
+    """One cell's final norm over another's, seed by seed."""
+    return lambda runs: column_of(runs, above) / column_of(runs, below)
+
+
+def loss_difference(first: Cell, second: Cell) -> Estimate:
+    """One cell's cross-entropy less another's, seed by seed, in nats a token."""
+    return lambda runs: column_of(runs, first, "cross_entropy") - column_of(runs, second, "cross_entropy")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimand:
     """A quantity of every seed, and what was predicted of it.

@@ -10,7 +10,16 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_common, draw_rates
-from experiments.grids.design import Cell, Estimand, Estimate, Grid, InEveryRun, Setting, column_of
+from experiments.grids.design import (
+    Cell,
+    Estimand,
+    Estimate,
+    Grid,
+    InEveryRun,
+    Setting,
+    loss_difference,
+    norm_quotient,
+)
 
 LOW, MIDDLE, HIGH, WARMED = Setting(3e-4), Setting(1e-3), Setting(3e-3), Setting(3e-3, 50)
 SCHEDULES = {
@@ -28,20 +37,11 @@ PAIRS = {
 
 def _norms(quantity: str, above: Cell, below: Cell, side: Side | None = None, bound: float = 1.0) -> Estimand:
     """The quotient of two cells' final norms."""
-    return Estimand(
-        quantity=quantity,
-        estimate=lambda runs: column_of(runs, above) / column_of(runs, below),
-        side=side,
-        bound=bound,
-    )
-
-
-def _loss_difference(first: Cell, second: Cell) -> Estimate:
-    return lambda runs: column_of(runs, first, "cross_entropy") - column_of(runs, second, "cross_entropy")
+    return Estimand(quantity=quantity, estimate=norm_quotient(above, below), side=side, bound=bound)
 
 
 def _cost_of_blindness(schedule: Setting) -> Estimate:
-    return _loss_difference((UNTIED_BLIND, schedule), (UNTIED_RAW, schedule))
+    return loss_difference((UNTIED_BLIND, schedule), (UNTIED_RAW, schedule))
 
 
 def _draw(out: Path, runs: pd.DataFrame, common: pd.DataFrame, looks: dict[str, Look]) -> None:
@@ -67,7 +67,7 @@ RATES = Grid(
         _norms("(6) untied, blind: norm with warm-up / without", (UNTIED_BLIND, WARMED), (UNTIED_BLIND, HIGH), "below"),
         Estimand(
             quantity="(7) untied, blind: CE at 1e-3 - at 3e-3, nats",
-            estimate=_loss_difference((UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, HIGH)),
+            estimate=loss_difference((UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, HIGH)),
             side="below",
             bound=0.0,
             geometric=False,

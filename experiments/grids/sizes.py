@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_sizes
-from experiments.grids.design import Estimand, Estimate, Grid, Setting, column_of
+from experiments.grids.design import Estimand, Estimate, Grid, Setting, column_of, loss_difference, norm_quotient
 from experiments.grids.rates import PAIRS
 
 UNTIED = "untied, small"
@@ -31,7 +31,7 @@ SIZES |= {DEEP: "128, 8, 0.001"}
 
 def _contrast(setting: Setting) -> Estimate:
     """Blind norm over raw norm."""
-    return lambda runs: column_of(runs, (BLIND, setting)) / column_of(runs, (RAW, setting))
+    return norm_quotient((BLIND, setting), (RAW, setting))
 
 
 def _quotient(quantity: str, above: Setting, below: Setting, side: Side, bound: float) -> Estimand:
@@ -60,11 +60,8 @@ def _raw_quotient(runs: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _cost(setting: Setting, name: str) -> Estimand:
-    def estimate(runs: pd.DataFrame) -> "pd.Series[float]":
-        blind, raw = (column_of(runs, (variant, setting), "cross_entropy") for variant in (BLIND, RAW))
-        return blind - raw
-
-    return Estimand(quantity=f"{name}: CE, blind - raw, nats", estimate=estimate, geometric=False)
+    cost = loss_difference((BLIND, setting), (RAW, setting))
+    return Estimand(quantity=f"{name}: CE, blind - raw, nats", estimate=cost, geometric=False)
 
 
 def _draw(out: Path, runs: pd.DataFrame, _: pd.DataFrame, looks: dict[str, Look]) -> None:

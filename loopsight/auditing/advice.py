@@ -11,7 +11,7 @@ from torch import Tensor
 from loopsight import remedies
 from loopsight.auditing.directions import ACTIVE
 from loopsight.auditing.forecast import has_limit
-from loopsight.auditing.losses import change, token_losses
+from loopsight.auditing.losses import mean_change, token_losses
 from loopsight.auditing.report import Interval, Remedy
 from loopsight.auditing.subject import Subject
 from loopsight.growth import AsymptoticStep
@@ -112,4 +112,4 @@ def _change(subject: Subject, losses: Tensor | None, maps: LoopedMaps) -> Interv
     h = subject.states[subject.num_loops]
     if maps.step is not subject.maps.step:
         h = unroll(maps.step, subject.states[0], subject.num_loops)[-1]
-    return change(token_losses(maps, h, subject.targets), losses)
+    return mean_change(token_losses(maps, h, subject.targets), losses)

@@ -50,14 +50,14 @@ def loss_report(subject: Subject, losses: list[Tensor]) -> LossReport:
 
     clamped = unroll(lambda h: at_first_norm(maps.step(h)), states[1], last - 1)[-1]
     return LossReport(
-        k_gap=change(losses[0], trained) if last > 1 else None,
-        beyond=change(losses[2 * last - 1], trained),
-        decode_clamp=change(token_losses(maps, at_first_norm(states[last]), targets), trained),
-        recurrent_clamp=change(token_losses(maps, clamped, targets), trained),
+        k_gap=mean_change(losses[0], trained) if last > 1 else None,
+        beyond=mean_change(losses[2 * last - 1], trained),
+        decode_clamp=mean_change(token_losses(maps, at_first_norm(states[last]), targets), trained),
+        recurrent_clamp=mean_change(token_losses(maps, clamped, targets), trained),
     )
 
 
-def change(after: Tensor, before: Tensor) -> Interval | None:
+def mean_change(after: Tensor, before: Tensor) -> Interval | None:
     """`mean_interval` of the difference of two `token_losses`; None where one is not finite, or of one token."""
     finite = not (after.isinf().any() or before.isinf().any())
     return mean_interval(after - before) if finite and (~after.isnan()).sum() > 1 else None

@@ -8,7 +8,7 @@ import torch
 
 from loopsight import LoopedMaps, audit
 from loopsight.auditing import losses
-from loopsight.auditing.losses import change, mean_interval
+from loopsight.auditing.losses import mean_change, mean_interval
 
 NAN, INF = math.nan, math.inf
 
@@ -58,11 +58,11 @@ def test_the_interval_is_the_same_in_portions(monkeypatch):
 
 def test_no_change_is_told_where_a_loss_is_not_finite():
     fine = torch.tensor([[1.0, 2.0, NAN]])
-    assert change(fine, fine).estimate == 0.0
+    assert mean_change(fine, fine).estimate == 0.0
     broken = torch.tensor([[1.0, INF, NAN]])
-    assert change(broken, fine) is None and change(fine, broken) is None
+    assert mean_change(broken, fine) is None and mean_change(fine, broken) is None
     single = torch.tensor([[1.0, NAN]])
-    assert change(single, single) is None
+    assert mean_change(single, single) is None
 
 
 def stream(dtype):
