@@ -6,7 +6,7 @@ whose answer is known, and the user's loss in random directions, before it says 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ Loss = Callable[[Tensor], Tensor]
 Action = Literal["scale", "shift"]
 Verdict = Literal["blind", "sees", "invalid"]
 
-BLIND = 1e-6  # change relative to that of random motions of the same size
+INVARIANT = 1e-6  # change relative to that of random motions of the same size
 ROUNDING = 1e3 * torch.finfo(torch.float64).eps  # of a loss, relative to its value
 CANARY_CLASSES = 16
 DRAWS = 4  # random motions for every motion of the action, and drawn factors per token
@@ -97,13 +97,8 @@ def invariance(
         2.0 * torch.rand(h.shape[:-1], generator=generator, dtype=h.dtype, device=h.device) - 1.0 for _ in range(DRAWS)
     ]
     moved = [_act(action, h, x[..., None]) for x in exponents]
-    shaken = []
-    for state in moved:
-        size = (state - h).norm(dim=-1, keepdim=True)
-        shaken += [h + size * F.normalize(normal(*h.shape), dim=-1) for _ in range(DRAWS)]
-
+    random_change = mean_random_change(loss, h, moved, generator)
     change, resolution = _largest_change(loss, h, moved)
-    random_change = torch.stack([rms_over_tokens(loss(state) - here) for state in shaken]).mean().item()
     canary = _canary(h, normal(CANARY_CLASSES, h.shape[-1]) / h.shape[-1] ** 0.5)
     seen, canary_resolution = _largest_change(canary, h, moved)
     unseen, unseen_resolution = _largest_change(lambda h: canary(_normalise(action, h)), h, moved)
@@ -111,13 +106,13 @@ def invariance(
     verdict: Verdict
     if not all(map(math.isfinite, (change, random_change, seen, unseen))):
         verdict, reason = "invalid", "a loss is NaN or infinite at a moved state."
-    elif seen <= canary_resolution / BLIND:
+    elif seen <= canary_resolution / INVARIANT:
         verdict, reason = "invalid", "even a raw head does not see these states move."
-    elif unseen > max(unseen_resolution, BLIND * seen):
+    elif unseen > max(unseen_resolution, INVARIANT * seen):
         verdict, reason = "invalid", "even a normalised head sees these states move: they are near its singularity."
-    elif change > max(resolution, BLIND * random_change):
+    elif change > max(resolution, INVARIANT * random_change):
         verdict, reason = "sees", "the loss changes when the states move."
-    elif resolution > BLIND * random_change:
+    elif resolution > INVARIANT * random_change:
         verdict, reason = "invalid", "random motions of the same size do not change the loss enough to tell."
     else:
         verdict, reason = "blind", "the loss answers to random motions of the same size and not to this one."
@@ -129,6 +124,17 @@ def invariance(
         verdict=verdict,
         reason=reason,
     )
+
+
+def mean_random_change(loss: Loss, h: Tensor, moved: Sequence[Tensor], generator: torch.Generator) -> float:
+    """Mean |L(h + e) - L(h)| over random motions e, `DRAWS` for every moved state, as long as its at every token."""
+    here, changes = loss(h), []
+    for state in moved:
+        size = (state - h).norm(dim=-1, keepdim=True)
+        for _ in range(DRAWS):
+            noise = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
+            changes.append(rms_over_tokens(loss(h + size * F.normalize(noise, dim=-1)) - here))
+    return torch.stack(changes).mean().item()
 
 
 def _act(action: Action, h: Tensor, amount: Tensor) -> Tensor:

@@ -7,11 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loopsight.invariance import rms_over_tokens
+from loopsight.invariance import Loss, mean_random_change, rms_over_tokens
 
-Loss = Callable[[Tensor], Tensor]
-
-DRAWS = 4  # random motions for every motion tested
 AMOUNTS = (1.0, -1.0)
 
 
@@ -32,13 +29,7 @@ def finite_change(loss: Loss, h: Tensor, moved: Sequence[Tensor], generator: tor
     """
     here = loss(h)
     change = torch.stack([rms_over_tokens(loss(state) - here) for state in moved]).max()
-    shaken = []
-    for state in moved:
-        size = (state - h).norm(dim=-1, keepdim=True)
-        for _ in range(DRAWS):
-            noise = torch.randn(h.shape, generator=generator, dtype=h.dtype, device=h.device)
-            shaken.append(rms_over_tokens(loss(h + size * F.normalize(noise, dim=-1)) - here))
-    return (change / torch.stack(shaken).mean()).item()
+    return (change / mean_random_change(loss, h, moved, generator)).item()
 
 
 def translations(h: Tensor, vectors: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ from loopsight.auditing import actions
 from loopsight.auditing.blindspots import SINE, Family
 from loopsight.auditing.report import Direction, Verdict
 from loopsight.derivatives import STEPS, for_each
-from loopsight.invariance import Invariance, invariance
+from loopsight.invariance import Invariance, Loss, invariance
 from loopsight.observability import BLIND
 from loopsight.responses import StateMap
 
@@ -250,7 +250,7 @@ def moved_together(bench: Bench) -> dict[str, float]:
     return {name: actions.finite_change(_loss(bench), h, moved, bench.generator) for name, moved in motions.items()}
 
 
-def _loss(bench: Bench) -> actions.Loss:
+def _loss(bench: Bench) -> Loss:
     seed = torch.Generator(bench.h.device).manual_seed(0)
     loss, penalty = actions.random_label_loss(bench.action_readout, bench.action_states, seed), bench.penalty
     return loss if penalty is None else lambda h: loss(h) + penalty(h).flatten()

@@ -22,7 +22,7 @@ from loopsight.monitoring.outlook import Outlook, Sample
 from loopsight.monitoring.trend import Reach
 
 MINIMUM_SAMPLES = 4
-BLIND = 0.1  # of a random gradient's radial fraction
+BLIND_FRACTION = 0.1  # radial fraction, of that of a random gradient
 GROWTH = 1.1  # of the norm over the window
 DRIVE = 0.01
 REACH = 4.0  # times what was seen
@@ -60,7 +60,7 @@ def grows(history: Sequence[Sample], ahead: Outlook) -> bool:
 def blind(sample: Sample) -> bool:
     """The loss does not see the last state's scale to first order. No gradient, no verdict."""
     fraction = sample.total_radial_gradient_fraction[-1]
-    return fraction is not None and fraction < BLIND * sample.isotropic_fraction
+    return fraction is not None and fraction < BLIND_FRACTION * sample.isotropic_fraction
 
 
 def _blind_growth(history: Sequence[Sample], ahead: Outlook) -> Alarm | None:

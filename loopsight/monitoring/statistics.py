@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loopsight.increments import increment
 from loopsight.precision import predicted_freeze, widest
+from loopsight.radial import radial_part
 
 PIECE = 4096  # tokens converted to float64 at a time
 FREEZE_TOKENS = 256  # evenly spaced tokens that the distance to stagnation is estimated from
@@ -34,12 +35,7 @@ def radial_fraction(gradient: Float[Tensor, "*batch d"], h: Float[Tensor, "*batc
             `noise_floor`).
     """
     pieces = zip(gradient.reshape(-1, h.shape[-1]).split(PIECE), h.reshape(-1, h.shape[-1]).split(PIECE), strict=True)
-    return torch.cat([_fraction(widest(g), widest(x)) for g, x in pieces]).view(h.shape[:-1])
-
-
-def _fraction(g: Tensor, h: Tensor) -> Tensor:
-    g, h = (x / x.abs().amax(-1, keepdim=True) for x in (g, h))  # squares of a small gradient underflow
-    return ((g * h).sum(-1).abs() / (g.norm(dim=-1) * h.norm(dim=-1))).clamp(max=1.0)
+    return torch.cat([radial_part(widest(g), widest(x)) for g, x in pieces]).view(h.shape[:-1])
 
 
 def isotropic_fraction(d: int) -> float:

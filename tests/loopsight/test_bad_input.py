@@ -44,7 +44,12 @@ MODULES = (
     "attribution", "blind", "common_vector", "deferred", "derivatives", "gramian", "growth", "increments", "invariance",
     "observability", "optimiser_laws", "precision", "protocol", "radial", "symmetry",
 )  # fmt: skip
-NOT_FOR_INPUT = {"rms_over_tokens", "widest"}  # of any tensor
+NOT_FOR_INPUT = {
+    "mean_random_change",
+    "radial_part",
+    "rms_over_tokens",
+    "widest",
+}  # of tensors checked by their callers
 NOT_FOR_INPUT |= {"differentiable_kernels", "forward_mode", "require_adjoint", "require_double_states"}
 NOT_FOR_INPUT |= {"require_double_value", "scaling_degree"}  # checks themselves; a name, which may be any
 NOT_FOR_INPUT |= {"for_each"}  # of functions and rows that its callers made
