@@ -29,7 +29,7 @@ help:
 	@echo "make contrast   what make run trains, and three variants beside it, three seeds, into results/contrast (20 minutes)"
 	@echo "make long       the contrast at 1,000 steps, with and without tie and N(0, 1), into results/long (two hours or three)"
 	@echo "make rates      two pairs of variants at three learning rates and with warm-up, into results/rates (an hour or two)"
-	@echo "make sizes      the untied pair at other widths and depths, into results/sizes (two to four hours)"
+	@echo "make sizes      the untied pair at other widths and depths, into results/sizes (four to six hours)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
@@ -97,6 +97,7 @@ sizes: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/sizes/d256-5e-4,--steps 200 --d-model 256 --learning-rate 5e-4)
 	$(call train,$(PAIRS),runs/sizes/d256-1e-3,--steps 200 --d-model 256 --learning-rate 1e-3)
 	$(call train,$(PAIRS),runs/sizes/d256-1.5e-3,--steps 200 --d-model 256 --learning-rate 1.5e-3)
+	$(call train,$(PAIRS),runs/sizes/d512-2.5e-4,--steps 200 --d-model 512 --learning-rate 2.5e-4)
 	$(call train,$(PAIRS),runs/sizes/d512-1e-3,--steps 200 --d-model 512 --learning-rate 1e-3)
 	$(call train,$(PAIRS),runs/sizes/d128-8-layers-1e-3,--steps 200 --num-layers 8 --learning-rate 1e-3)
 	$(BIN)/python experiments/grid.py sizes runs/sizes results/rates

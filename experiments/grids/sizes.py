@@ -1,6 +1,6 @@
 """What a blind norm owes to width, depth and rate: the untied pair with small embeddings, resized.
 
-The predictions (1) to (8) were made before the runs of the new sizes, with no look at any (LOG.md, 2026-11-30): that
+The predictions (1) to (10) were made before the runs that they are of, with no look at any (LOG.md, 2026-11-30): that
 the contrast, blind norm over raw norm, goes by rate x width and up with depth.
 """
 
@@ -20,11 +20,11 @@ WIDTHS = {
     64: (1e-3, 2e-3, 6e-3),
     128: (1e-3, 3e-3),
     256: (5e-4, 1e-3, 1.5e-3),
-    512: (1e-3,),
+    512: (2.5e-4, 1e-3),
 }
 """Width to the learning rates it was trained at, with two layers."""
 DEEP = Setting(1e-3, d_model=128, num_layers=8)
-WIDE = Setting(1e-3, d_model=512)
+WIDE, WIDE_LOW = Setting(1e-3, d_model=512), Setting(2.5e-4, d_model=512)
 SIZES = {Setting(rate, d_model=width): f"{width}, 2, {rate:g}" for width, rates in WIDTHS.items() for rate in rates}
 SIZES |= {DEEP: "128, 8, 0.001"}
 
@@ -91,6 +91,8 @@ SIZE_GRID = Grid(
         ),
         Estimand(quantity="(7) the same, its upper bound", estimate=_raw_quotient, side="below", bound=2.0),
         _limit("(8) at 1e-3: C at width 512", WIDE, "above"),
+        *_between("(9) at rate x width 0.128: C at width 512 / at 64", WIDE_LOW, LOW[1]),
+        _limit("(10) at rate x width 0.128: C at width 512", WIDE_LOW, "below"),
         *(_cost(setting, name) for setting, name in SIZES.items()),
     ),
     draw=_draw,

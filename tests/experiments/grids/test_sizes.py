@@ -12,7 +12,7 @@ from experiments.figures import draw_sizes
 from experiments.grids import GRIDS
 from experiments.grids.compare import compare_grid, identity
 from experiments.grids.design import Setting
-from experiments.grids.sizes import BASE, BLIND, DEEP, HIGH, LOW, NARROW, RAW, SIZES, WIDE
+from experiments.grids.sizes import BASE, BLIND, DEEP, HIGH, LOW, NARROW, RAW, SIZES, WIDE, WIDE_LOW
 
 GRID = GRIDS["sizes"]
 WIDE_SLOW, NARROW_FAST = LOW
@@ -65,7 +65,7 @@ def test_a_planted_law_is_found(undrawn, tmp_path):
     rows = rows_of(world(), tmp_path)
     predicted = {name: row for name, row in rows.items() if row["predicted"] != "none made"}
     assert {row["verdict"] for row in predicted.values()} == {"supported"}
-    assert {name[1] for name in predicted} == set("12345678")
+    assert {name.partition(" ")[0] for name in predicted} == {f"({n})" for n in range(1, 11)}
     observed = {name: row["observed"].split()[0] for name, row in rows.items()}
     assert observed["(1) at 1e-3: C at width 256 / at 64"] == "4"
     assert observed["(2) at rate x width 0.128: C at width 256 / at 64"] == "1"
@@ -75,11 +75,13 @@ def test_a_planted_law_is_found(undrawn, tmp_path):
     assert observed["(6) at 1e-3: C with 8 layers / with 2"] == "8"
     assert observed["(7) at 1e-3: raw RMS, width 256 / 64"] == "1"
     assert observed["(8) at 1e-3: C at width 512"] == "20.5"
+    assert observed["(9) at rate x width 0.128: C at width 512 / at 64"] == "1"
+    assert observed["(10) at rate x width 0.128: C at width 512"] == "2.56"
     assert observed["128, 8, 0.001: CE, blind - raw, nats"] == "0.5"
 
 
 def test_the_products_are_what_the_predictions_name():
-    assert [s.learning_rate * s.d_model for s in (*LOW, BASE)] == pytest.approx([0.128] * 3)
+    assert [s.learning_rate * s.d_model for s in (*LOW, BASE, WIDE_LOW)] == pytest.approx([0.128] * 4)
     assert [s.learning_rate * s.d_model for s in (*HIGH, Setting(3e-3))] == pytest.approx([0.384] * 3)
 
 
@@ -97,6 +99,9 @@ FALSE = {
     "(7) at 1e-3: raw RMS, width 256 / 64": (RAW, NARROW, 3.0),
     "(7) the same, its upper bound": (RAW, NARROW, 0.3),
     "(8) at 1e-3: C at width 512": (BLIND, WIDE, 0.1),
+    "(9) at rate x width 0.128: C at width 512 / at 64": (BLIND, WIDE_LOW, 0.3),
+    "(9) the same, its upper bound": (BLIND, WIDE_LOW, 3.0),
+    "(10) at rate x width 0.128: C at width 512": (RAW, WIDE_LOW, 0.1),
 }
 
 
@@ -114,7 +119,7 @@ def test_every_prediction_is_among_those_that_were_seen_to_fail():
 
 
 def test_the_figure_has_a_line_a_size_over_rate_times_width(kept, tmp_path):
-    runs = [run for (_, setting), of_cell in world().items() for run in of_cell if setting != WIDE]
+    runs = [run for (_, setting), of_cell in world().items() for run in of_cell if setting.d_model != 512]
     table = pd.DataFrame([identity(run) | {"l2_norm": run["validation"]["l2_norm"]["mean"][-1]} for run in runs])
     draw_sizes(
         tmp_path / "sizes.png", table, {run["variant"]: look(RunConfig.from_dict(run["config"])) for run in runs}
