@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from experiments.errors import UsageError, require_at_least
 from experiments.experiment import run
 from experiments.tables import markdown, rows_as_markdown
 from experiments.training.trainer import Execution
+from experiments.variant import Variant
 from experiments.variants import VARIANTS, find, nearest_first, select
 from models import PRESETS, ModelConfig, resized
 
@@ -68,14 +70,15 @@ class Arguments:
     """Save memory by recomputing activations in the backward pass."""
     learning_rate: float | None = None
     """Learning rate; the preset's when not given."""
-    optimiser: Optimiser = "adamw"
-    """adamw (the paper), sgd with momentum, or muon for the matrices of the stack and AdamW for the rest."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after warm-up."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    weight_decay: float = 0.01
-    """Weight decay, on every parameter."""
+    optimiser: Optimiser | None = None
+    """adamw (the paper), sgd with momentum, or muon for the matrices of the stack and AdamW for the rest; the
+    preset's when not given (adamw)."""
+    schedule: Literal["constant", "cosine"] | None = None
+    """Learning rate after warm-up; the preset's when not given (constant)."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; the preset's when not given (none)."""
+    weight_decay: float | None = None
+    """Weight decay, on every parameter; the preset's when not given (0.01)."""
     checkpoint_every: int = 100
     """Optimiser steps between checkpoints."""
     snapshots: int | None = None
@@ -89,7 +92,7 @@ def main() -> None:
     variants = select(arguments.variant)
     require_at_least(1, checkpoint_every=arguments.checkpoint_every, loops=arguments.loops)
     require_at_least(0, snapshots=arguments.snapshots)
-    training = _training(arguments)
+    training = _training(arguments, variants)
     size = _size(arguments)
     execution = Execution(
         device=choose_device(arguments.device),
@@ -180,23 +183,34 @@ def _require_packages() -> None:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-def _training(arguments: Arguments) -> TrainingConfig:
+GIVEN = (
+    "steps",
+    "batch_size",
+    "micro_batches",
+    "learning_rate",
+    "optimiser",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+)
+"""Options that are the preset's when not given, by their names in `TrainingConfig`."""
+
+
+def _training(arguments: Arguments, variants: Sequence[Variant]) -> TrainingConfig:
     if arguments.preset not in TRAINING_PRESETS:
         known = ", ".join(nearest_first(arguments.preset, list(TRAINING_PRESETS)))
         raise UsageError(f"unknown preset '{arguments.preset}'; known, nearest first: {known}.")
     preset = TRAINING_PRESETS[arguments.preset]
-    optional = ("steps", "batch_size", "micro_batches", "learning_rate")
-    given = {name: getattr(arguments, name) for name in optional if getattr(arguments, name) is not None}
+    given = {name: getattr(arguments, name) for name in GIVEN if getattr(arguments, name) is not None}
+    for variant in variants:
+        for name in sorted(variant.training.keys() & given.keys()):
+            if variant.training[name] != given[name]:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {given[name]} does not go with {variant.name}, which sets it to "
+                    f"{variant.training[name]}; leave it out."
+                )
     try:
-        return replace(
-            preset,
-            **given,
-            schedule=arguments.schedule,
-            warmup_steps=arguments.warmup_steps,
-            optimiser=arguments.optimiser,
-            weight_decay=arguments.weight_decay,
-            recompute=arguments.recompute or preset.recompute,
-        )
+        return replace(preset, **given, recompute=arguments.recompute or preset.recompute)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -71,6 +71,21 @@ def questions_of(*tables: str) -> tuple[Measure, ...]:
     return tuple(dict.fromkeys(by_table[table] for table in tables))
 
 
+class PartlyMeasured(RunError):
+    """Some tables of a run could not be made; the others are stored.
+
+    Attributes:
+        reasons: name of each table that is missing, to why.
+    """
+
+    def __init__(self, run: str, reasons: dict[str, str]) -> None:
+        super().__init__(run, reasons)  # as they are, so that it can be sent from one process to another
+        self.run, self.reasons = run, reasons
+
+    def __str__(self) -> str:
+        return f"{self.run} was measured but for {'; '.join(f'{name} ({why})' for name, why in self.reasons.items())}"
+
+
 def measure_run(
     folder: Path,
     cache: Path,
@@ -93,7 +108,8 @@ def measure_run(
 
     Raises:
         RunError: the folder is unfinished, damaged, of another version, in use, or of a corpus that this machine has
-            not; or a table could not be made, in which case the others are there.
+            not.
+        PartlyMeasured: some tables could not be made; the others are there.
     """
     config = read_config(folder)
     digest = checkpoint_digest(folder)
@@ -168,7 +184,7 @@ def _measure(context: Context, questions: Sequence[Measure], out: Path, record: 
     # The pass that most tables share has a time of its own, whichever table would have asked first.
     context.held_out  # noqa: B018
     record["seconds"]["held_out_pass"] = round(time.perf_counter() - started, 3)
-    failed = []
+    reasons: dict[str, str] = {}
     terminal = sys.stderr.isatty()
     with tqdm(questions, desc=f"measuring {context.config.name}", unit="table", disable=not terminal) as bar:
         for question in bar:
@@ -177,7 +193,7 @@ def _measure(context: Context, questions: Sequence[Measure], out: Path, record: 
             try:
                 tables = question.measure(context)
             except (ValueError, ArithmeticError, RuntimeError) as error:
-                failed.append(f"{question.tables[0]} ({first_line(error)})")
+                reasons |= dict.fromkeys(question.tables, first_line(error))
                 continue
             if set(tables) != set(question.tables):
                 raise ValueError(f"expected the tables {question.tables}, got {tuple(tables)}.")
@@ -188,8 +204,8 @@ def _measure(context: Context, questions: Sequence[Measure], out: Path, record: 
                     table.to_csv(temporary, index=False)
                 record["seconds"][name] = seconds
             write_json(out / RECORD, record)
-    if failed:
-        raise RunError(f"{context.config.name} was measured but for {'; '.join(failed)}")
+    if reasons:
+        raise PartlyMeasured(context.config.name, reasons)
     if not terminal:
         count = sum(len(question.tables) for question in questions)
         print(

@@ -13,7 +13,7 @@ from experiments.claims.confounds import cell_of
 from experiments.config import RunConfig
 from experiments.errors import RunError, UsageError, first_line
 from experiments.files import read_json
-from experiments.measure.suite import FOLDER, RECORD, VERSION
+from experiments.measure.suite import FOLDER, RECORD, VERSION, PartlyMeasured
 from experiments.runs import CONFIG, SUMMARY, read_config, read_summary
 from experiments.training.trainer import CHECKPOINT
 
@@ -112,11 +112,17 @@ def _read(folder: Path, measure: Measure | None) -> tuple[MeasuredRun, dict[str,
     summary = read_summary(folder)
     if summary is None:
         raise RunError("unfinished: go on with experiments/run.py --resume")
+    missing: dict[str, str] = {}
     if measure is not None:
-        measure(folder)
+        try:
+            measure(folder)
+        except PartlyMeasured as error:
+            missing |= error.reasons
     record = _read_record(folder / FOLDER / RECORD)
-    tables, missing = {}, {}
+    tables = {}
     for name in SCHEMA:
+        if name in missing:
+            continue
         try:
             tables[name] = _read_table(folder / FOLDER / f"{name}.csv", SCHEMA[name])
         except (RunError, OSError, ValueError) as error:

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from experiments import figures
+from experiments import command, figures
+from experiments.config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("scale_visible-0", "terminal_scale_invariant-0", "scale_removing-0")
@@ -249,6 +251,25 @@ def test_another_configuration_names_what_differs(sweep, cache, inside):
     )
     assert done.returncode == 2
     assert "holds a run that differs in training.weight_decay;" in done.stderr
+
+
+def test_what_is_not_given_is_the_presets_and_what_is_given_is_not(monkeypatch):
+    preset = TrainingConfig(
+        steps=9, batch_size=3, optimiser="sgd", schedule="cosine", warmup_steps=2, weight_decay=0.1, recompute=True
+    )
+    monkeypatch.setitem(command.TRAINING_PRESETS, "tiny", preset)
+    assert command._training(command.Arguments(variant="all", preset="tiny"), ()) == preset
+    given = {"optimiser": "muon", "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0}
+    arguments = command.Arguments(variant="all", preset="tiny", **given)
+    assert command._training(arguments, ()) == replace(preset, **given)
+
+
+def test_an_option_that_the_variant_sets_otherwise_is_refused(tmp_path, cache, inside):
+    arguments = ["--variant", "factorial_raw_tied_unit_learned_decay0.01_sgd", *TINY, "--out", tmp_path / "out"]
+    done = inside(*arguments, "--optimiser", "muon", "--cache", cache)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "--optimiser muon does not go with factorial_raw_tied_unit_learned_decay0.01_sgd, which sets" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_use_is_refused(sweep, cache, inside):

@@ -1,6 +1,7 @@
 """The suite on a run of a few steps: what it writes, keeps, makes again and refuses."""
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from experiments.errors import RunError
 from experiments.experiment import run
 from experiments.files import exclusive
 from experiments.measure import context, depth, precision, suite
-from experiments.measure.suite import SUITE, measure_run, read_table
+from experiments.measure.suite import SUITE, Measure, PartlyMeasured, measure_run, questions_of, read_table
 from experiments.runs import read_summary
 from experiments.training import checkpoint as checkpoints
 from experiments.training.trainer import Execution
@@ -241,6 +242,23 @@ def test_a_model_without_finite_losses_is_named(trained, cache, tmp_path):
     checkpoints.save(saved, path)
     with pytest.raises(RunError, match=r"some-run gives NaN or infinite losses"):
         measure_run(folder, cache)
+
+
+def test_a_table_that_cannot_be_made_does_not_keep_the_others_back(trained, cache, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "some-run")
+
+    def fails(context):
+        raise ValueError("no such state\nat all")
+
+    questions = [Measure(tables=("deferred", "coefficient_law"), measure=fails), *questions_of("depth")]
+    with pytest.raises(
+        PartlyMeasured, match=r"was measured but for deferred \(no such state\); coefficient_law"
+    ) as error:
+        measure_run(folder, cache, questions=questions)
+    assert error.value.reasons == {"deferred": "no such state", "coefficient_law": "no such state"}
+    assert not read_table(folder, "depth").empty
+    again = pickle.loads(pickle.dumps(error.value))  # as a process of its own hands it over
+    assert (str(again), again.reasons) == (str(error.value), error.value.reasons)
 
 
 def test_a_folder_in_use_is_refused(trained, cache, tmp_path):

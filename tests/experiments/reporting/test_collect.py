@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments.errors import UsageError
+from experiments.measure.suite import PartlyMeasured
 from experiments.reporting.collect import collect, run_folders
 
 
@@ -124,6 +125,19 @@ def test_a_run_folder_itself_can_be_given(runs):
 def test_a_place_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="not a folder"):
         run_folders([tmp_path / "nowhere"])
+
+
+def test_a_run_of_which_some_tables_could_not_be_made_is_reported_with_the_others(runs):
+    def measure(folder):
+        if folder.name == "scale_visible-1":
+            raise PartlyMeasured(folder.name, {"attribution": "no snapshots", "pressure": "no snapshots"})
+
+    found = collect(run_folders([runs]), measure)
+    assert [run.folder.name for run in found.runs if "attribution" not in run.measured.tables] == ["scale_visible-1"]
+    assert [(item.name, item.reason) for item in found.skipped] == [
+        ("scale_visible-1, table attribution", "no snapshots"),
+        ("scale_visible-1, table pressure", "no snapshots"),
+    ]
 
 
 def test_runs_are_measured_first_and_a_failure_is_named(runs):
