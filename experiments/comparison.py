@@ -221,7 +221,8 @@ def _markdown(summaries: list[dict[str, Any]], by_loop: pd.DataFrame, claims: li
     for name, group in by_loop.groupby("variant", sort=False):
         variant = str(name)
         end = group[group["loop"] == last]
-        partner = norms.get(visible_partner(variant), {})
+        raw = visible_partner(variant)
+        partner = {} if raw is None or raw == variant else norms.get(raw, {})
         ratios = [norm / partner[seed] for seed, norm in norms[variant].items() if seed in partner]
         fractions = end["radial_gradient_fraction"].dropna().tolist()
         rows.append(
@@ -229,7 +230,7 @@ def _markdown(summaries: list[dict[str, Any]], by_loop: pd.DataFrame, claims: li
                 variant,
                 str(len(end)),
                 geometric_interval(end["l2_norm"].tolist()).text(3),
-                geometric_interval(ratios).text(3) if ratios and variant != visible_partner(variant) else "",
+                geometric_interval(ratios).text(3) if ratios else "",
                 t_interval(group[group["loop"] == 1]["cross_entropy"].tolist()).text(4),
                 t_interval(end["cross_entropy"].tolist()).text(4),
                 geometric_interval(fractions).text(1) if fractions else "",

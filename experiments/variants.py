@@ -6,8 +6,8 @@ central variants they make a full factorial of readout, head and initialisation.
 """
 
 import difflib
-import re
 from dataclasses import replace
+from typing import Any
 
 from experiments.errors import UsageError
 from experiments.factorial import FACTORIAL
@@ -144,10 +144,21 @@ def find(name: str) -> Variant:
     return (VARIANTS | FACTORIAL)[name]
 
 
-def visible_partner(name: str) -> str:
-    """The variant with a raw readout and the same head, initialisation and loss placement."""
-    prefixes = re.match("(terminal_|untied_|small_init_)*", name)
-    return (prefixes[0] if prefixes else "") + "scale_visible"
+def visible_partner(name: str) -> str | None:
+    """The variant with raw readouts and no remedy that is otherwise the same, by its configuration; None if the table
+    has none."""
+
+    def rest(variant: Variant) -> tuple[Any, ...]:
+        placement = variant.supervision.placement
+        return variant.readout.tied, variant.embedding_std, variant.position, placement, dict(variant.training)
+
+    own = find(name)
+    raw = (
+        other.name
+        for other in VARIANTS.values()
+        if other.readout.kind == "raw" and other.between.kind == "none" and other.supervision.norm_penalty is None
+    )
+    return next((other for other in raw if rest(find(other)) == rest(own)), None)
 
 
 def select(name: str) -> list[Variant]:

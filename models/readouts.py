@@ -50,8 +50,16 @@ Readout = RawReadout | NormedReadout
 
 def build_readout(config: ModelConfig) -> Readout:
     readout = config.readout
-    if readout.kind == "raw":
-        return RawReadout()
-    kind: NormKind = "layernorm" if readout.kind.endswith("layernorm") else "rmsnorm"
-    norm = Norm(kind, config.d_model, config.norm_eps, affine=readout.gain, num_groups=readout.num_groups or 1)
-    return FinalNormReadout(norm) if readout.kind == "raw_final_rmsnorm" else NormedReadout(norm)
+
+    def norm(kind: NormKind) -> Norm:
+        return Norm(kind, config.d_model, config.norm_eps, affine=readout.gain, num_groups=readout.num_groups or 1)
+
+    match readout.kind:
+        case "raw":
+            return RawReadout()
+        case "raw_final_rmsnorm":
+            return FinalNormReadout(norm("rmsnorm"))
+        case "rmsnorm" | "group_rmsnorm":
+            return NormedReadout(norm("rmsnorm"))
+        case "layernorm" | "group_layernorm":
+            return NormedReadout(norm("layernorm"))

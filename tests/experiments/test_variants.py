@@ -1,5 +1,7 @@
 """The registry: the paper's conditions, the controls, and help for the name mistyped."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments.errors import UsageError
@@ -52,4 +54,14 @@ def test_a_mistyped_name_gets_the_known_ones_nearest_first():
 def test_the_raw_partner_differs_in_the_readout_alone():
     assert visible_partner("untied_small_init_scale_invariant") == "untied_small_init_scale_visible"
     assert visible_partner("terminal_norm_penalty") == "terminal_scale_visible"
-    assert visible_partner("scale_removing") == "scale_visible"
+    assert visible_partner("scale_removing") == visible_partner("scale_visible") == "scale_visible"
+    assert visible_partner("factorial_rmsnorm_tied_unit_learned_decay0.01_sgd") is None
+
+
+def test_the_raw_partner_is_found_by_what_a_variant_is_and_not_by_its_name(monkeypatch):
+    other = replace(VARIANTS["untied_scale_invariant"], name="scale_invariant_of_another_kind")
+    rotary = replace(other, name="untied_rotary", position="rotary")
+    for variant in (other, rotary):
+        monkeypatch.setitem(VARIANTS, variant.name, variant)
+    assert visible_partner(other.name) == "untied_scale_visible"
+    assert visible_partner(rotary.name) is None
