@@ -189,6 +189,34 @@ def draw_sizes(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
         _write(path, figure)
 
 
+def draw_remedies(path: Path, by_step: pd.DataFrame) -> None:
+    """Norm and training cross-entropy of the last loop from the step on at which remedies were begun: a column of
+    panels a variant, a line a remedy, with 95 % intervals over seeds.
+
+    Args:
+        path: PNG to write.
+        by_step: one row a variant, seed, remedy and step: `variant`, `seed`, `remedy`, `step`, `l2_norm`,
+            `cross_entropy`.
+    """
+    quantities = {"l2_norm": "mean L2 norm after the last loop", "cross_entropy": "its training cross-entropy (nats)"}
+    variants, remedies = (list(dict.fromkeys(by_step[key])) for key in ("variant", "remedy"))
+    looks = {
+        remedy: Look(colour=colour, marker="o", dashes="" if remedy != remedies[0] else (5, 2), panel="")
+        for remedy, colour in zip(remedies, sns.color_palette("colorblind", len(remedies)).as_hex(), strict=True)
+    }
+    with sns.axes_style("whitegrid"):
+        size = (4.5 * len(variants), 7.1)
+        figure, grid = plt.subplots(2, len(variants), figsize=size, layout="constrained", sharex=True, squeeze=False)
+        for of_quantity, (quantity, label) in zip(grid, quantities.items(), strict=True):
+            for axes, variant in zip(of_quantity, variants, strict=True):
+                rows = by_step[by_step["variant"] == variant]
+                lines(axes, rows.assign(variant=rows["remedy"]), "step", quantity, looks)
+                axes.set(title=variant, ylabel=label, xlabel="training step")
+        shared_legend(figure, 3)
+        plain_ticks(figure)
+        _write(path, figure)
+
+
 def draw_common(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> None:
     """Norm and common fraction of the last loop's state at the kept steps of training, by variant.
 
