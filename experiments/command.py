@@ -100,7 +100,7 @@ def main() -> None:
         checkpoint_every=arguments.checkpoint_every,
         snapshots=_snapshots(arguments),
     )
-    _require_seeds(arguments.seeds)
+    require_seeds(arguments.seeds)
     _require_packages()
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is not a folder; name one, existing or new.")
@@ -170,7 +170,12 @@ def _by_loop(validation: dict[str, Any]) -> str:
     return markdown(["loop", "cross-entropy", "mean L2 norm"], rows)
 
 
-def _require_seeds(seeds: tuple[int, ...]) -> None:
+def require_seeds(seeds: Sequence[int]) -> None:
+    """Check seeds of a command line: whole numbers from 0 on that torch takes, each once.
+
+    Raises:
+        UsageError: they are not, or there is none.
+    """
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
         given = " ".join(map(str, seeds)) or "none"
         raise UsageError(f"--seeds must be different whole numbers from 0 to 2^63 - 1, at least one; got {given}.")

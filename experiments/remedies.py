@@ -49,6 +49,7 @@ def main() -> None:
 
 
 def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from experiments.command import require_seeds
     from experiments.config import TRAINING_PRESETS, resolve
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
@@ -57,7 +58,9 @@ def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from experiments.variants import select
     from models import PRESETS
 
-    require_at_least(1, at=arguments.at, steps=arguments.steps - arguments.at)
+    require_at_least(1, at=arguments.at)
+    require_at_least(arguments.at + 1, steps=arguments.steps)
+    require_seeds(arguments.seeds)
     if arguments.preset not in TRAINING_PRESETS:
         raise UsageError(f"unknown preset '{arguments.preset}'; known: {', '.join(TRAINING_PRESETS)}.")
     variants = [variant for name in arguments.variants for variant in select(name)]

@@ -118,7 +118,7 @@ def begin(config: RunConfig, corpus: TokenCorpus, at: int, execution: Execution)
             "readouts are blind to a scale that grows, such as scale_invariant."
         )
     return Start(
-        saved=copy.deepcopy(saved),
+        saved=saved,
         parameters=model.num_parameters(),
         report=report,
         validation=_validated(config, model, windows),

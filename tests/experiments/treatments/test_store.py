@@ -1,0 +1,70 @@
+"""Arms are kept as they end, and are not trained twice."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.errors import RunError, UsageError
+from experiments.treatments import store
+from experiments.treatments.store import run_arms, stored
+from loopsight.auditing.report import Remedy
+
+
+def remedy(name):
+    return Remedy(name=name, verdict="visible", l2_norm=None, loss_change=None, setting=1.0, effect="", line="")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What was begun and trained; nothing is, really."""
+    calls = []
+
+    def begin(config, corpus, at, execution):
+        calls.append("begin")
+        return SimpleNamespace(parameters=7, report=SimpleNamespace(remedies=(remedy("damping"), remedy("prayer"))))
+
+    def treat(config, corpus, start, chosen, execution):
+        name = "none" if chosen is None else chosen.name
+        calls.append(name)
+        if name == "prayer" and calls.count("prayer") == 1:
+            raise KeyboardInterrupt
+        return {"remedy": name}
+
+    monkeypatch.setattr(store, "begin", begin)
+    monkeypatch.setattr(store, "treat", treat)
+    return calls
+
+
+def test_an_interrupted_run_goes_on_with_the_arm_that_it_was_at(trained, make_config, synthetic, execution, tmp_path):
+    config, path = make_config(), tmp_path / "run.json"
+    with pytest.raises(KeyboardInterrupt):
+        run_arms(config, synthetic, 3, execution, path)
+    assert [arm["remedy"] for arm in stored(path)[0]["arms"]] == ["none", "damping"] and not stored(path)[0]["complete"]
+    trained.clear()
+    trained.append("prayer")
+    run = run_arms(config, synthetic, 3, execution, path)
+    assert trained[1:] == ["begin", "prayer"]
+    assert [arm["remedy"] for arm in run["arms"]] == ["none", "damping", "prayer"]
+    assert stored(path) == [json.loads(json.dumps(run))] and run["complete"] and len(run["sessions"]) == 2
+    assert (run["parameters"], [r["name"] for r in run["remedies"]]) == (7, ["damping", "prayer"])
+    trained.clear()
+    assert run_arms(config, synthetic, 3, execution, path) == stored(path)[0] and not trained
+
+
+def test_a_file_of_another_configuration_is_refused(trained, make_config, synthetic, execution, tmp_path):
+    trained.append("prayer")
+    run_arms(make_config(), synthetic, 3, execution, tmp_path / "run.json")
+    for config, at in ((make_config(), 4), (make_config(learning_rate=1.0), 3)):
+        with pytest.raises(UsageError, match="is of another configuration"):
+            run_arms(config, synthetic, at, execution, tmp_path / "run.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "[1]", '[{"run": "x"}]', "\x00"])
+def test_a_file_that_holds_no_runs_is_refused(text, tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=r"^(cannot read .*|.* holds no runs with remedies.*)\.$"):
+        stored(path)
+    with pytest.raises(RunError, match="cannot read"):
+        stored(tmp_path / "none.json")
