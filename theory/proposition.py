@@ -117,10 +117,32 @@ class Proposition:
 def _collect() -> Iterator[Proposition]:
     import theory.propositions as package
 
-    for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
-        yield importlib.import_module(f"{package.__name__}.{module}").PROPOSITION
+    for name in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
+        found = getattr(importlib.import_module(f"{package.__name__}.{name}"), "PROPOSITION", None)
+        if not isinstance(found, Proposition):
+            raise TypeError(f"theory/propositions/{name}.py makes no PROPOSITION; keep helpers elsewhere in theory/.")
+        yield found
+
+
+def by_key(found: Iterable[Proposition]) -> dict[str, Proposition]:
+    """Propositions by key, in order.
+
+    Raises:
+        ValueError: two have the same key.
+    """
+    keyed: dict[str, Proposition] = {}
+    for proposition in found:
+        if proposition.key in keyed:
+            raise ValueError(f"two propositions are called {proposition.key}; give one of their files another key.")
+        keyed[proposition.key] = proposition
+    return keyed
 
 
 def propositions() -> dict[str, Proposition]:
-    """All propositions by key, in order."""
-    return {proposition.key: proposition for proposition in _collect()}
+    """All propositions by key, in order.
+
+    Raises:
+        TypeError: a file of `theory/propositions/` makes none.
+        ValueError: two have the same key.
+    """
+    return by_key(_collect())

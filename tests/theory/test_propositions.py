@@ -1,6 +1,8 @@
 """Every proposition: its proof, its numeric check on random cases, and its control, which must fail."""
 
+import importlib
 import math
+import pkgutil
 import re
 
 import pytest
@@ -8,10 +10,12 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+import theory.propositions
 from theory.cases import Case
-from theory.proposition import Proof, ProofError, Residual, least, propositions, worst
+from theory.proposition import Proof, ProofError, Residual, by_key, least, propositions, worst
 
 PROPOSITIONS = propositions()
+FILES = [info.name for info in pkgutil.iter_modules(theory.propositions.__path__)]
 
 cases = st.builds(
     Case,
@@ -55,6 +59,28 @@ def test_statement_is_complete(key):
     assert re.fullmatch(r"[A-Z].{40,250}\.", proposition.words), "one sentence in plain words"
     assert "\\" not in proposition.words and "|" not in proposition.words.replace("|h|", "")
     assert proposition.title and proposition.statement and proposition.hypotheses and proposition.source
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_called_by_its_key(name):
+    """P17 is the one of p17_*.py."""
+    number = re.fullmatch(r"p(\d\d)_\w+", name)
+    assert number, f"theory/propositions/{name}.py must be called pNN_what_it_says.py"
+    assert importlib.import_module(f"theory.propositions.{name}").PROPOSITION.key == f"P{int(number[1])}"
+
+
+def test_a_second_proposition_of_a_key_is_refused():
+    p1, p2 = (PROPOSITIONS[key] for key in ("P1", "P2"))
+    assert list(by_key([p2, p1])) == ["P2", "P1"]
+    with pytest.raises(ValueError, match="two propositions are called P1"):
+        by_key([p1, p2, p1])
+
+
+def test_a_file_without_a_proposition_is_named(tmp_path, monkeypatch):
+    (tmp_path / "p99_helper.py").write_text("VALUE = 1\n")
+    monkeypatch.setattr(theory.propositions, "__path__", [str(tmp_path)])
+    with pytest.raises(TypeError, match=r"theory/propositions/p99_helper\.py makes no PROPOSITION"):
+        propositions()
 
 
 def test_a_wrong_identity_is_rejected():
