@@ -4,6 +4,7 @@ import importlib
 import math
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 import sympy as sp
@@ -67,6 +68,13 @@ def test_a_file_is_called_by_its_key(name):
     number = re.fullmatch(r"p(\d\d)_\w+", name)
     assert number, f"theory/propositions/{name}.py must be called pNN_what_it_says.py"
     assert importlib.import_module(f"theory.propositions.{name}").PROPOSITION.key == f"P{int(number[1])}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_a_test_file(name):
+    number = name.partition("_")[0]
+    found = list(Path(__file__).parent.glob(f"test_{number}_*.py"))
+    assert found, f"add tests/theory/test_{name}.py: wrong forms of {name} that its check must tell from the right one"
 
 
 def test_a_second_proposition_of_a_key_is_refused():
