@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,8 +33,9 @@ Every run writes one folder, OUT/VARIANT-SEED. Variants:
 class Arguments:
     variant: str
     """A variant's name; `all` for every one and a comparison; `factorial` for the cells of the designed experiment."""
-    preset: str = "cpu"
-    """Size and training defaults: tiny, cpu (0.8M parameters), 44m, 129m, 1.4b."""
+    preset: Annotated[
+        str, tyro.conf.arg(help=f"Size and training defaults: {', '.join(PRESETS)} (cpu has 0.8M parameters).")
+    ] = "cpu"
     d_model: int | None = None
     """Width of the model's state, of heads as wide as the preset's; the preset's when not given."""
     num_layers: int | None = None

@@ -23,12 +23,13 @@ from experiments.errors import exit_status  # noqa: E402
 def parser() -> argparse.ArgumentParser:
     """The options."""
     from experiments.variants import VARIANTS
+    from models import PRESETS
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--minutes", type=float, required=True, help="budget of this call")
     options.add_argument("--out", type=Path, required=True, help="folder of the runs; the same again to go on")
     options.add_argument("--results", type=Path, help="folder for the packed tables (default: OUT/packed)")
-    options.add_argument("--preset", default="44m", help="size: tiny, cpu, 44m, 129m, 1.4b (default 44m)")
+    options.add_argument("--preset", default="44m", help=f"size: {', '.join(PRESETS)} (default 44m)")
     options.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME", help="default: all of them")
     options.add_argument(
         "--central-seeds",

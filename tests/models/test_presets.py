@@ -13,16 +13,19 @@ def on_meta(name: str) -> LoopedLM:
         return LoopedLM(PRESETS[name])
 
 
-@pytest.mark.parametrize(
-    ("name", "fewest", "most"),
-    [
-        ("44m", 43_934_208, 43_934_208),
-        ("129m", 128_822_016, 128_822_016),
-        ("1.4b", 1.3e9, 1.5e9),
-        ("cpu", 0.75e6, 0.85e6),
-    ],
-)
-def test_number_of_parameters(name, fewest, most):
+PARAMETERS = {
+    "tiny": (25_000, 26_000),
+    "cpu": (0.75e6, 0.85e6),
+    "44m": (43_934_208, 43_934_208),
+    "129m": (128_822_016, 128_822_016),
+    "1.4b": (1.3e9, 1.5e9),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_number_of_parameters(name):
+    assert name in PARAMETERS, f"add {name} to PARAMETERS in tests/models/test_presets.py"
+    fewest, most = PARAMETERS[name]
     assert fewest <= on_meta(name).num_parameters() <= most
 
 
