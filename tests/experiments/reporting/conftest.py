@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from experiments.claims import RunTables
+from experiments.claims import SCHEMA, RunTables
 from experiments.claims.confounds import cell_of
 from experiments.config import TrainingConfig, resolve
 from experiments.corpus import CorpusConfig
@@ -296,8 +296,7 @@ def _growth(norms, *, grows):
         for k in range(LOOPS + 1, 65):
             predicted = norms[LOOPS] + factor * (norms[k] - norms[LOOPS]) if grows else norms[k] * factor
             rows.append([k, norms[LOOPS], norms[k], method, predicted, 0.9 * predicted, 1.1 * predicted])
-    columns = ["k", "l2_norm_trained", "l2_norm_seen", "method", "l2_norm_predicted", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(SCHEMA["growth"]))
 
 
 def _halting(loops):
@@ -325,7 +324,7 @@ def _attribution(jitter):
         parts = {"token embedding": 0.05, "attention writers": 0.9, "MLP readers": 0.8 * jitter, "block norms": 0.1}
         total = sum(parts.values())
         rows += [[start, end, group, value] for group, value in (parts | {"sum": total, "truth": 1.01 * total}).items()]
-    return pd.DataFrame(rows, columns=["step_from", "step_to", "group", "contribution"])
+    return pd.DataFrame(rows, columns=list(SCHEMA["attribution"]))
 
 
 def _deferred(jitter, *, theory, blind):
@@ -333,8 +332,7 @@ def _deferred(jitter, *, theory, blind):
     for k in range(LOOPS):
         for factor in (1.0, 10.0, 100.0):
             rows.append([k, factor, 1e-2 * jitter * factor**theory, 1e-18 if blind else 1.0, theory, theory + 0.01])
-    columns = ["k", "factor", "visibility", "immediate_visibility", "theory_exponent", "fitted_exponent"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(SCHEMA["deferred"]))
 
 
 assert set(FINAL_NORMS) == set(VARIANTS)

@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from experiments.claims import SCHEMA
 from experiments.errors import UsageError
 from experiments.measure.suite import PartlyMeasured
 from experiments.reporting.collect import collect, run_folders
@@ -14,6 +15,12 @@ from experiments.reporting.collect import collect, run_folders
 @pytest.fixture
 def runs(world, tmp_path):
     return world.write(tmp_path / "runs", names=["scale_visible", "scale_invariant"], seeds=(0, 1))
+
+
+def test_the_world_of_these_tests_has_every_table(world):
+    found = {name: set(table.columns) for name, table in world.tables("scale_visible").items()}
+    expected = {name: set(columns) for name, columns in SCHEMA.items()}
+    assert found == expected, "add to tables() in tests/experiments/reporting/conftest.py what SCHEMA has"
 
 
 def skipped(out):
@@ -32,7 +39,7 @@ def test_finished_runs_are_read(runs):
     assert not found.skipped
     run = found.runs[0].measured
     assert run.labels == ("scale_invariant", "rmsnorm tied N(0,1)")
-    assert (run.seed, run.trained_loops, len(run.tables)) == (0, 4, 15)
+    assert (run.seed, run.trained_loops, len(run.tables)) == (0, 4, len(SCHEMA))
 
 
 def remove(name):
