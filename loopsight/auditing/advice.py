@@ -2,6 +2,7 @@
 something, and ranked by what they cost it now (penalty and readouts leave a trained model's last loss nearly as it is;
 a norm or damping between loops changes its computation and wants training from there)."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -18,7 +19,6 @@ from loopsight.growth import AsymptoticStep
 from loopsight.protocol import LoopedMaps, unroll
 
 DAMPING = 0.9
-TRIED = ("raw readout", "between-loop norm", "damping")  # the others leave the last loss as it is
 PENALTY_SHARE = 0.01  # of the cross-entropy, at the states as they are
 
 
@@ -43,66 +43,68 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
     targets, trained = subject.targets, subject.states[subject.num_loops]
     losses = None if targets is None else token_losses(maps, trained, targets)
     loss = None if losses is None or losses.isinf().any() else losses.nanmean().item()
-    found = [
-        Remedy(
-            name="norm penalty",
-            verdict="visible",
-            l2_norm=None,
-            loss_change=None,
-            setting=None if loss is None else PENALTY_SHARE * loss / mean_square,
-            effect="the loss sees the scale through the penalty; this weight makes it 1 % of today's cross-entropy, "
-            "raise it until norms stop growing (0.01 when training from unit scale)",
-            line="loss = loss + loopsight.remedies.norm_penalty(states, weight)",
-        ),
-        Remedy(
-            name="raw readout",
-            verdict="visible",
-            l2_norm=None,
-            loss_change=_change(subject, losses, remedies.with_raw_readout(maps, rms)),
-            setting=rms,
-            effect="logits grow with the state, so cross-entropy pins the scale in training (without a norm to rescale "
-            "untied writers into it, it is the product of writers and head that is pinned)",
-            line="logits = loopsight.remedies.raw_readout(readout, h, reference)",
-        ),
-        Remedy(
-            name="between-loop norm",
-            verdict="blind but removed",
-            l2_norm=rescaled,
-            loss_change=_change(subject, losses, remedies.with_between_norm(maps, first)),
-            setting=first,
-            effect="no loop inherits the scale: norms stop growing over loops, though not over training",
-            line="h = loopsight.remedies.rms_normalised(h, rms)  # at the entrance of every loop",
-        ),
-        Remedy(
-            name="damping",
-            verdict="blind but contracted" if kept < ACTIVE else "blind and active",
-            l2_norm=damped,
-            loss_change=_change(subject, losses, remedies.with_damping(maps, DAMPING)),
-            setting=DAMPING,
-            effect="every loop keeps this share of the scale: norms settle at |b| / (1 - factor) or below",
-            line=f"h = {DAMPING} * h  # at the entrance of every loop",
-        ),
+    penalty = Remedy(
+        name="norm penalty",
+        verdict="visible",
+        l2_norm=None,
+        loss_change=None,
+        setting=None if loss is None else PENALTY_SHARE * loss / mean_square,
+        effect="the loss sees the scale through the penalty; this weight makes it 1 % of today's cross-entropy, "
+        "raise it until norms stop growing (0.01 when training from unit scale)",
+        line="loss = loss + loopsight.remedies.norm_penalty(states, weight)",
+    )
+    raw = Remedy(
+        name="raw readout",
+        verdict="visible",
+        l2_norm=None,
+        loss_change=None,
+        setting=rms,
+        effect="logits grow with the state, so cross-entropy pins the scale in training (without a norm to rescale "
+        "untied writers into it, it is the product of writers and head that is pinned)",
+        line="logits = loopsight.remedies.raw_readout(readout, h, reference)",
+    )
+    final_only = Remedy(
+        name="final-only norm",
+        verdict="blind at the last loop, visible at the others",
+        l2_norm=None,
+        loss_change=None,
+        setting=rms,
+        effect="the losses of the earlier loops see the scale, the last readout stays as it is",
+        line="readouts = loopsight.remedies.final_only_readouts(readout, num_loops, reference)",
+    )
+    between = Remedy(
+        name="between-loop norm",
+        verdict="blind but removed",
+        l2_norm=rescaled,
+        loss_change=None,
+        setting=first,
+        effect="no loop inherits the scale: norms stop growing over loops, though not over training",
+        line="h = loopsight.remedies.rms_normalised(h, rms)  # at the entrance of every loop",
+    )
+    damping = Remedy(
+        name="damping",
+        verdict="blind but contracted" if kept < ACTIVE else "blind and active",
+        l2_norm=damped,
+        loss_change=None,
+        setting=DAMPING,
+        effect="every loop keeps this share of the scale: norms settle at |b| / (1 - factor) or below",
+        line=f"h = {DAMPING} * h  # at the entrance of every loop",
+    )
+    # Each with the maps to try it on, None where the last loss stays as it is; of equal cost the first comes first.
+    entries: list[tuple[Remedy, LoopedMaps | None]] = [
+        (penalty, None),
+        (raw, remedies.with_raw_readout(maps, rms)),
+        *([(final_only, None)] if subject.num_loops > 1 else []),
+        (between, remedies.with_between_norm(maps, first)),
+        (damping, remedies.with_damping(maps, DAMPING)),
     ]
-    if subject.num_loops > 1:
-        found.insert(
-            2,
-            Remedy(
-                name="final-only norm",
-                verdict="blind at the last loop, visible at the others",
-                l2_norm=None,
-                loss_change=None,
-                setting=rms,
-                effect="the losses of the earlier loops see the scale, the last readout stays as it is",
-                line="readouts = loopsight.remedies.final_only_readouts(readout, num_loops, reference)",
-            ),
-        )
-    return tuple(sorted(found, key=lambda remedy: _cost(remedy, tried=loss is not None)))
-
-
-def _cost(remedy: Remedy, tried: bool) -> float:
-    if remedy.loss_change is not None:
-        return max(0.0, remedy.loss_change.estimate)
-    return math.inf if tried and remedy.name in TRIED else 0.0
+    costed = []
+    for remedy, changed in entries:
+        change = None if changed is None else _change(subject, losses, changed)
+        broken = changed is not None and loss is not None and change is None
+        cost = math.inf if broken else 0.0 if change is None else max(0.0, change.estimate)
+        costed.append((cost, dataclasses.replace(remedy, loss_change=change)))
+    return tuple(remedy for _, remedy in sorted(costed, key=lambda entry: entry[0]))
 
 
 def _change(subject: Subject, losses: Tensor | None, maps: LoopedMaps) -> Interval | None:

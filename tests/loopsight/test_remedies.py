@@ -273,5 +273,19 @@ def test_a_remedy_that_breaks_the_model_is_not_the_cheapest(maps, tokens, monkey
     """One whose loss is no number any more has no cost to be ranked by, and comes last."""
     monkeypatch.setattr("loopsight.auditing.advice._change", lambda *_: None)
     names = [remedy.name for remedy in audit(maps, tokens, symmetries=False).remedies]
-    assert set(names[:2]) == {"norm penalty", "final-only norm"}
-    assert set(names[2:]) == {"raw readout", "between-loop norm", "damping"}
+    assert names == ["norm penalty", "final-only norm", "raw readout", "between-loop norm", "damping"]
+
+
+def test_every_remedy_that_changes_the_maps_is_tried(maps, tokens):
+    made = [name for name in vars(remedies) if name.startswith("with_")]
+    tried = [remedy.name for remedy in audit(maps, tokens, symmetries=False).remedies if remedy.loss_change is not None]
+    assert len(tried) == len(made), f"only {tried} have maps of {made} in `entries` of loopsight/auditing/advice.py"
+
+
+def test_remedies_of_equal_cost_stand_as_they_are_listed(model):
+    """Without targets none costs anything."""
+    maps = LoopedMaps(embed=lambda h: h, step=model.step, readout=model.readout, num_loops=LOOPS, module=model)
+    found = audit(maps, torch.randn(2, 6, WIDTH), symmetries=False).remedies
+    assert [remedy.loss_change for remedy in found] == [None] * 5
+    names = ["norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping"]
+    assert [remedy.name for remedy in found] == names
