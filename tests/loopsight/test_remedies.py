@@ -160,6 +160,38 @@ def test_the_printed_line_does_what_is_promised_where_the_residual_is_added_outs
     assert scale(model, tokens) == promised
 
 
+def rms_of(h):
+    return h.square().mean(-1, keepdim=True).sqrt()
+
+
+# By remedy: what its printed line sets, and to what.
+PRINTED = {
+    "norm penalty": ("loss", lambda model, states, setting: 1.0 + setting * torch.stack(states).square().mean()),
+    "raw readout": ("logits", lambda model, states, setting: model.head(states[-1]) / setting),
+    "final-only norm": (
+        "readouts",
+        lambda model, states, setting: [model.head(h) / setting for h in states[:-1]] + [model.readout(states[-1])],
+    ),
+    "between-loop norm": ("h", lambda model, states, setting: setting * states[-1] / rms_of(states[-1])),
+    "damping": ("h", lambda model, states, setting: setting * states[-1]),
+}
+
+
+def test_every_printed_line_is_code_for_the_setting_beside_it(model, tokens):
+    with torch.no_grad():
+        states = unroll(model.step, model.embed(tokens), LOOPS)[1:]
+        for remedy in audit(model, tokens, symmetries=False).remedies:
+            assert remedy.name in PRINTED, f"add to PRINTED in tests/loopsight/test_remedies.py: {remedy.name}"
+            name, expected = PRINTED[remedy.name]
+            known = {"loss": 1.0, "states": states, "h": states[-1], "readout": model.readout, "num_loops": LOOPS}
+            settings = dict.fromkeys(("weight", "reference", "rms"), remedy.setting)
+            exec(remedy.line, scope := {"loopsight": loopsight} | known | settings)
+            found = scope[name]
+            if name == "readouts":
+                found = [readout(h) for readout, h in zip(found, states, strict=True)]
+            torch.testing.assert_close(found, expected(model, states, remedy.setting), rtol=1e-4, atol=1e-4)
+
+
 def trained_norm(model, loss, *, steps=150, noise=0.5):
     """Mean norm at the last loop after a short training run: successors of a fixed table, some of them random."""
     with torch.no_grad():
