@@ -1,4 +1,4 @@
-"""Precision and recall of the auditor over planted blind spots: `python benchmarks/planted.py [--count 480]`.
+"""Precision and recall of the auditor over planted blind spots: `python benchmarks/planted.py [--each 10]`.
 
 Writes results/audit/planted.csv, a row a planting, and planted.md, the table by kind. A family counts as found if the
 report calls it blind, of its kind, dimension and verdict, and (where it lies in a fixed subspace) within an angle of
@@ -65,10 +65,11 @@ def angle_between(truth: Truth, direction: Direction) -> float:
     return torch.asin(torch.linalg.matrix_norm(outside, 2).clamp(max=1.0)).item()
 
 
-def run(first: int, count: int) -> list[tuple[Planting, Score]]:
+def run(first: int, each: int) -> list[tuple[Planting, Score]]:
+    """`each` models of every spot and fate, seeds from `first` on."""
     names = [(name, fate) for name in SPOTS for fate in FACTORS]
     results: list[tuple[Planting, Score]] = []
-    for seed in range(first, first + count):
+    for seed in range(first, first + each * len(names)):
         planting = plant(*names[seed % len(names)], seed=seed)
         results.append((planting, score(planting, audit(planting.maps, planting.batch, targets=_targets(planting)))))
     return results
@@ -108,14 +109,14 @@ def _row(name: str, scores: list[Score]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=480, help="models (default 480)")
+    parser.add_argument("--each", type=int, default=10, help="models of each spot and fate (default 10)")
     parser.add_argument("--first-seed", type=int, default=1000, help="bounds were set looking at seeds below 1000")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "audit")
     arguments = parser.parse_args()
-    require_at_least(1, count=arguments.count)
+    require_at_least(1, each=arguments.each)
     require_at_least(0, first_seed=arguments.first_seed)
     started = time.perf_counter()
-    results = run(arguments.first_seed, arguments.count)
+    results = run(arguments.first_seed, arguments.each)
     print(write(results, arguments.out, arguments.first_seed, time.perf_counter() - started))
 
 

@@ -48,7 +48,7 @@ WRONG = {
     "benchmarks/gpu.py": ["--publish", "nowhere"],
     "benchmarks/monitor.py": ["--rounds", "1", "--out", "nowhere"],
     "benchmarks/training.py": ["speed", "--rounds", "0"],
-    "benchmarks/planted.py": ["--count", "0", "--out", "nowhere"],
+    "benchmarks/planted.py": ["--each", "0", "--out", "nowhere"],
 }
 STARTER = """
 import contextlib, io, json, runpy, sys

@@ -1,8 +1,12 @@
 """The committed tables of benchmarks are made of the committed numbers, and of nothing else."""
 
+import csv
+from collections import Counter
+
 import pytest
 
 from benchmarks import audit, gpu, monitor, stored, training
+from benchmarks.plantings import FACTORS, SPOTS
 from experiments.errors import UsageError
 from experiments.readme import ROOT, section
 
@@ -32,6 +36,14 @@ def test_a_table_says_what_was_measured(name, elsewhere):
     assert written == (RESULTS / "benchmarks" / f"{name}.md").read_text()
     readme = (elsewhere / "README.md").read_text()
     assert section(readme, name) == written.strip() and readme.count("old") == len(TABLES) - 1
+
+
+def test_every_planting_was_audited_equally_often():
+    with (RESULTS / "audit" / "planted.csv").open(encoding="utf-8") as lines:
+        stored = Counter((row["planted"], row["fate"]) for row in csv.DictReader(lines))
+    again = "run `python benchmarks/planted.py` and `python experiments/readme.py planted results/audit/planted.md`"
+    assert stored.keys() == {(name, fate) for name in SPOTS for fate in FACTORS}, again
+    assert len(set(stored.values())) == 1, again
 
 
 @pytest.mark.parametrize(
