@@ -8,6 +8,7 @@ import pytest
 
 import experiments.propositions as command
 import theory.proposition
+from experiments.readme import ROOT
 from theory.proposition import Residual
 
 PROPOSITIONS = theory.proposition.propositions()
@@ -68,6 +69,12 @@ def test_without_its_place_in_the_readme_nothing_is_computed(run, readme):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and "<!-- propositions -->" in done.stderr
     assert not (readme.parent / "results").exists()
+
+
+def test_the_stored_table_has_every_proposition_and_no_other():
+    with (ROOT / "results" / "theory" / "propositions.csv").open(encoding="utf-8") as lines:
+        stored = [(row["proposition"], row["words"]) for row in csv.DictReader(lines)]
+    assert stored == [(key, proposition.words) for key, proposition in PROPOSITIONS.items()], "run `make theory`"
 
 
 def test_cases_are_the_same_every_time_and_differ():

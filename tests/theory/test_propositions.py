@@ -1,6 +1,7 @@
 """Every proposition: its proof, its numeric check on random cases, and its control, which must fail."""
 
 import importlib
+import json
 import math
 import pkgutil
 import re
@@ -16,6 +17,11 @@ from theory.cases import Case
 from theory.proposition import Proof, ProofError, Residual, by_key, least, propositions, worst
 
 PROPOSITIONS = propositions()
+NOTEBOOKS = "\n".join(
+    "".join(cell["source"])
+    for path in Path(__file__).parents[2].glob("proofs_notebooks/*.ipynb")
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+)
 FILES = [info.name for info in pkgutil.iter_modules(theory.propositions.__path__)]
 
 cases = st.builds(
@@ -75,6 +81,11 @@ def test_a_file_has_a_test_file(name):
     number = name.partition("_")[0]
     found = list(Path(__file__).parent.glob(f"test_{number}_*.py"))
     assert found, f"add tests/theory/test_{name}.py: wrong forms of {name} that its check must tell from the right one"
+
+
+@pytest.mark.parametrize("key", PROPOSITIONS)
+def test_a_notebook_names_it(key):
+    assert re.search(rf"\b{key}\b", NOTEBOOKS), f"name {key} in one of proofs_notebooks/"
 
 
 def test_a_second_proposition_of_a_key_is_refused():
