@@ -1,19 +1,17 @@
 """No token sees a later one, at any loop; it does see itself and the earlier ones."""
 
 import pytest
+from readouts import KINDS, readout_of
 
-from models import BetweenConfig, ReadoutConfig
+from models import BetweenConfig
 
 VARIANTS = {
-    "paper": {},
-    "layernorm": dict(block_norm="layernorm", readout=ReadoutConfig(kind="layernorm")),
+    **{f"{kind} readout": dict(readout=readout_of(kind)) for kind in KINDS},
+    "untied": dict(readout=readout_of("raw_final_rmsnorm", tied=False)),
+    "layernorm": dict(block_norm="layernorm", readout=readout_of("layernorm")),
     "rotary": dict(position="rotary"),
     "qk_norm": dict(qk_norm=True),
     "rotary_qk_norm": dict(position="rotary", qk_norm=True),
-    "raw": dict(readout=ReadoutConfig(kind="raw", gain=False)),
-    "raw_final_rmsnorm": dict(readout=ReadoutConfig(kind="raw_final_rmsnorm", tied=False)),
-    "group_rmsnorm": dict(readout=ReadoutConfig(kind="group_rmsnorm", num_groups=3)),
-    "group_layernorm": dict(readout=ReadoutConfig(kind="group_layernorm", num_groups=2)),
     "between_rmsnorm": dict(between=BetweenConfig(kind="rmsnorm")),
     "damping": dict(between=BetweenConfig(kind="damping", factor=0.8)),
 }

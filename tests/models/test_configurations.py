@@ -4,31 +4,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from readouts import KINDS, readout_of
 
 from models import BetweenConfig, ModelConfig, ReadoutConfig, Supervision, looped_loss
 
-GROUPED = ("group_rmsnorm", "group_layernorm")
-
-
-@st.composite
-def readouts(draw: st.DrawFn) -> ReadoutConfig:
-    kind = draw(st.sampled_from(["raw", "raw_final_rmsnorm", "rmsnorm", "layernorm", *GROUPED]))
-    return ReadoutConfig(
-        kind=kind,
-        gain=kind != "raw" and draw(st.booleans()),
-        tied=draw(st.booleans()),
-        # Groups of 4 or more: a LayerNorm over two channels is constant and passes no gradient.
-        num_groups=draw(st.sampled_from([1, 2, 3])) if kind in GROUPED else None,
-    )
-
-
+# Groups of 4 or more: a LayerNorm over two channels is constant and passes no gradient.
+READOUTS = st.builds(
+    readout_of, st.sampled_from(KINDS), gain=st.booleans(), tied=st.booleans(), num_groups=st.sampled_from([1, 2, 3])
+)
 BETWEENS = st.sampled_from([BetweenConfig(), BetweenConfig(kind="rmsnorm"), BetweenConfig(kind="damping", factor=0.7)])
 CHANGES = st.fixed_dictionaries(
     {
         "num_layers": st.integers(1, 2),
         "num_heads": st.sampled_from([1, 2, 3, 6]),
         "num_loops": st.integers(1, 3),
-        "readout": readouts(),
+        "readout": READOUTS,
         "between": BETWEENS,
         "block_norm": st.sampled_from(["rmsnorm", "layernorm"]),
         "position": st.sampled_from(["learned", "rotary"]),

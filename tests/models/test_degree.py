@@ -4,20 +4,15 @@ import pytest
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from readouts import KINDS, readout_of
 
 from loopsight import radial_gradient_fraction
-from models import ReadoutConfig
 
 READOUTS = [
-    ReadoutConfig(kind="raw", gain=False),
-    ReadoutConfig(kind="raw", gain=False, tied=False),
-    ReadoutConfig(kind="raw_final_rmsnorm"),
-    ReadoutConfig(kind="rmsnorm"),
-    ReadoutConfig(kind="rmsnorm", gain=False, tied=False),
-    ReadoutConfig(kind="layernorm"),
-    ReadoutConfig(kind="layernorm", gain=False),
-    ReadoutConfig(kind="group_rmsnorm", num_groups=3),
-    ReadoutConfig(kind="group_layernorm", num_groups=3),
+    *(readout_of(kind) for kind in KINDS),
+    readout_of("raw", tied=False),
+    readout_of("rmsnorm", gain=False, tied=False),
+    readout_of("layernorm", gain=False),
 ]
 EXPONENTS = st.floats(-3.0, 3.0).filter(lambda exponent: abs(exponent) > 0.3)
 

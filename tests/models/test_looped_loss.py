@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from readouts import KINDS, readout_of
 from torch import Tensor
 
-from models import LoopedLM, ReadoutConfig, Supervision, looped_loss
+from models import LoopedLM, Supervision, looped_loss
 
 PLACEMENTS = ["terminal", "per_loop"]
 
@@ -33,13 +34,13 @@ def plain_loss(model: LoopedLM, tokens: Tensor, targets: Tensor, supervision: Su
     num_loops=st.integers(1, 5),
     norm_penalty=st.sampled_from([None, 0.3]),
     tied=st.booleans(),
-    kind=st.sampled_from(["rmsnorm", "raw", "raw_final_rmsnorm", "layernorm"]),
+    kind=st.sampled_from(KINDS),
 )
 @settings(derandomize=True, deadline=None, max_examples=20)
 def test_it_equals_the_loss_that_keeps_all_logits(
     build, tokens, targets, placement, num_loops, norm_penalty, tied, kind
 ):
-    model = build(readout=ReadoutConfig(kind=kind, gain=kind != "raw", tied=tied))
+    model = build(readout=readout_of(kind, tied=tied))
     supervision = Supervision(placement=placement, norm_penalty=norm_penalty)
     weights = list(model.parameters())
     ours = looped_loss(model, tokens, targets, supervision, num_loops).total
