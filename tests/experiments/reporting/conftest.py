@@ -15,7 +15,7 @@ from experiments.corpus import CorpusConfig
 from experiments.reporting import gallery
 from experiments.reporting.command import report
 from experiments.runs import write_config
-from experiments.variants import VARIANTS
+from models.readouts import build_readout
 
 SEEDS = (0, 1, 2)
 LOOPS = 4
@@ -162,16 +162,17 @@ def write_run(folder, config, measured):
 
 def tables(config, name, jitter):
     """Every table of a run; `jitter` is the seed's own factor."""
-    kind = config.model.readout.kind
+    readout = build_readout(config.model)
+    seen = [readout.degree(is_last=k == LOOPS) == 1 for k in range(1, LOOPS + 1)]  # the scale, by each loop's readout
+    raw = seen[-1]
     between = config.model.between.kind != "none"
     penalty = config.supervision.norm_penalty is not None
-    raw = kind == "raw"
-    grows = not (raw or penalty or between or kind == "raw_final_rmsnorm")
+    grows = not (any(seen) or penalty or between)
     final = FINAL_NORMS[name] * jitter
     norms = _norms(final, grows=grows, between=between)
     return {
         "loops": _loops(name, norms, jitter),
-        "radial": _radial(kind, jitter, between=between, penalty=penalty),
+        "radial": _radial(seen, jitter, between=between, penalty=penalty),
         "increments": _increments(norms, jitter, grows=grows),
         "growth": _growth(norms, grows=grows),
         "growth_exponent": _frame(
@@ -190,7 +191,7 @@ def tables(config, name, jitter):
         "depth": _loops(name, norms, jitter)[["k", "cross_entropy", "perplexity"]].assign(
             tokens_per_second=lambda t: 9000.0 / t["k"], low=800.0, high=10_000.0
         ),
-        "halting": _halting(1.05 * jitter if kind == "rmsnorm" and not penalty else 2.1 * jitter),
+        "halting": _halting(2.1 * jitter if any(seen) or penalty else 1.05 * jitter),
         "scale_sensitivity": _scale_sensitivity(jitter if raw else 0.0),
         "attribution": _attribution(jitter),
         "pressure": _frame(
@@ -249,12 +250,11 @@ def _loops(name, norms, jitter):
     )
 
 
-def _radial(kind, jitter, *, between, penalty):
+def _radial(seen, jitter, *, between, penalty):
     blind, visible = 1e-11 * jitter, 0.07 * jitter
-    last_only = [visible] * (LOOPS - 1) + [blind]
-    immediate = {"raw": [visible] * LOOPS, "raw_final_rmsnorm": last_only}.get(kind, [blind] * LOOPS)
-    leak = [1.0 if value == visible else 1e-9 * jitter for value in immediate]
-    total = [1e-11] * LOOPS if between else [visible] * (LOOPS - 1) + [visible if penalty or kind == "raw" else blind]
+    immediate = [visible if by_readout else blind for by_readout in seen]
+    leak = [1.0 if by_readout else 1e-9 * jitter for by_readout in seen]
+    total = [1e-11] * LOOPS if between else [visible] * (LOOPS - 1) + [visible if penalty or seen[-1] else blind]
     return _frame(
         k=range(1, LOOPS + 1),
         immediate=immediate,
@@ -333,6 +333,3 @@ def _deferred(jitter, *, theory, blind):
         for factor in (1.0, 10.0, 100.0):
             rows.append([k, factor, 1e-2 * jitter * factor**theory, 1e-18 if blind else 1.0, theory, theory + 0.01])
     return pd.DataFrame(rows, columns=list(SCHEMA["deferred"]))
-
-
-assert set(FINAL_NORMS) == set(VARIANTS)

@@ -10,11 +10,17 @@ from experiments.claims import SCHEMA
 from experiments.errors import UsageError
 from experiments.measure.suite import PartlyMeasured
 from experiments.reporting.collect import collect, run_folders
+from experiments.variants import VARIANTS
 
 
 @pytest.fixture
 def runs(world, tmp_path):
     return world.write(tmp_path / "runs", names=["scale_visible", "scale_invariant"], seeds=(0, 1))
+
+
+def test_the_world_of_these_tests_has_every_variant(world):
+    lacking = sorted(VARIANTS.keys() ^ set(world.names))
+    assert not lacking, f"{lacking}: add to FINAL_NORMS of tests/experiments/reporting/conftest.py"
 
 
 def test_the_world_of_these_tests_has_every_table(world):
