@@ -1,5 +1,6 @@
 """What is drawn is what the tables say, in every panel."""
 
+import inspect
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from experiments.comparison import compare
 from experiments.curves import bounds, geometric_mean, lines, log_bounds, look, panels, shared_legend
 from experiments.reporting import charts, figures
 from experiments.reporting.collect import MeasuredRun
+from experiments.reporting.gallery import PICTURES
 from experiments.reporting.style import table, themed
 
 NAMES = ("scale_visible", "scale_invariant", "terminal_scale_visible", "terminal_scale_invariant",
@@ -27,6 +29,18 @@ def runs(world):
         for name in NAMES
         for seed in (0, 1, 2)
     )
+
+
+@pytest.mark.parametrize("module", [charts, figures])
+def test_every_figure_stands_in_the_report(module):
+    made = {
+        name
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+        if list(inspect.signature(function).parameters) == ["runs"]
+    }
+    unused = sorted(made - {picture.draw.__name__ for picture in PICTURES})
+    assert made and not unused, f"add {unused} to PICTURES in experiments/reporting/gallery.py"
 
 
 def drawn(figure):
