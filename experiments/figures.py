@@ -211,7 +211,9 @@ def draw_remedies(path: Path, by_step: pd.DataFrame) -> None:
             for axes, variant in zip(of_quantity, variants, strict=True):
                 rows = by_step[by_step["variant"] == variant]
                 lines(axes, rows.assign(variant=rows["remedy"]), "step", quantity, looks)
-                axes.set(title=variant, ylabel=label, xlabel="training step")
+                axes.set(title=variant, ylabel=label)
+        for axes in grid[-1]:
+            axes.set_xlabel("training step")
         shared_legend(figure, 3)
         plain_ticks(figure)
         _write(path, figure)

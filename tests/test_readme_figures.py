@@ -76,7 +76,8 @@ CELLS = ("untied_", "small_init_", "untied_small_init_")
 
 
 def require_said(sentence):
-    assert sentence in PROSE
+    said = sentence in PROSE  # which would be printed whole
+    assert said, f"no README says: {sentence}"
 
 
 def test_sizes_and_budgets():
@@ -331,6 +332,50 @@ def test_how_a_blind_norm_begins():
         *(f() for w in ways for f in (w.min, w.max))
     )
     require_said(f"(3e-4 at step 200, 1e-3 at 62, 3e-3 at 19) the blind norms are {spans}.")
+
+
+def test_remedies():
+    rows = json.loads((ROOT / "results" / "remedies" / "claims.json").read_text(encoding="utf-8"))
+    observed = {row["quantity"].rpartition(") ")[2]: row["observed"].partition(" over ")[0] for row in rows}
+    short = {quantity: interval.partition(" ")[0] for quantity, interval in observed.items()}
+    verdicts = Counter(row["verdict"] for row in rows if row["predicted"] != "none made")
+    assert verdicts == {"supported": 13, "inconclusive": 4, "not supported": 2}
+    tied, untied = TIED_BLIND, UNTIED_BLIND
+
+    def both(what, of=observed):
+        return f"{of[f'{tied}, {what}']} and {of[f'{untied}, {what}']}"
+
+    penalty = "norm penalty: norm after / without"
+    require_said(f"At the weight that the audit names it ends with {both(penalty)} times the norm without it")
+    require_said(f"the difference is {both('norm penalty: CE after - without, nats')} nats")
+    costs = [observed[f"{variant}, norm penalty: CE after - without, nats"] for variant in (tied, untied)]
+    assert all(cost.partition("[")[2].startswith("-") for cost in costs)  # no higher loss is seen
+    growth, cost = "raw readout: norm after / before", "raw readout: CE after - without, nats"
+    lower = short[f"{tied}, {cost}"].removeprefix("-")
+    require_said(
+        f"the norm falls to {observed[f'{tied}, {growth}']} times what it was, and the loss is {lower} nats lower"
+    )
+    require_said(f"the norm stays where it was, {observed[f'{untied}, {growth}']} times")
+    require_said(f"the loss is higher by {observed[f'{untied}, {cost}']} nats, where a lower one was predicted")
+    require_said(f"the norm is held as well, {both('final-only norm: norm after / before', short)} times")
+    between = "between-loop norm: norm after / without"
+    require_said(
+        f"Untied the norm becomes {short[f'{untied}, {between}']} times, tied {observed[f'{tied}, {between}']} times"
+    )
+    require_said(f"higher by {observed[f'{tied}, between-loop norm: CE after - without, nats']} nats. **Damping**")
+    require_said(f"over four loops: {both('damping: norm after / without')} times")
+    require_said(f"ends with {both(penalty, short)} times the norm without it, tied and untied, at no higher loss")
+    require_said(f"with {both(between, short)} times. What lets a loss see the scale held it in both")
+    after = {
+        remedy: max(float(short[f"{variant}, {remedy}: norm after / before"]) for variant in (tied, untied))
+        for remedy in ("norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping")
+    }
+    assert {remedy for remedy, most in after.items() if most < 1.05} == {
+        "norm penalty",
+        "raw readout",
+        "final-only norm",
+    }
+    assert min(after["between-loop norm"], after["damping"]) > 1.5
 
 
 def test_claims_after_longer_training():

@@ -78,7 +78,8 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
         l2_norm=rescaled,
         loss_change=None,
         setting=first,
-        effect="no loop inherits the scale: norms stop growing over loops, though not over training",
+        effect="no loop inherits the scale: norms stop growing over loops, though not over training, where a loop's "
+        "own update can grow",
         line="h = loopsight.remedies.rms_normalised(h, rms)  # at the entrance of every loop",
     )
     damping = Remedy(
