@@ -27,7 +27,7 @@ class TrainingConfig:
         optimiser: `adamw` (the paper), `sgd` with momentum 0.9, or `muon` for the matrices of the stack with AdamW for
             the rest.
         learning_rate: after warm-up.
-        schedule: `constant` (the paper) or `cosine` to zero at the last step.
+        schedule: `constant` (the paper) or `cosine` to zero, which it would reach one step after the last.
         warmup_steps: steps of linear warm-up.
         weight_decay: decoupled for AdamW and Muon, on every parameter (the paper).
         clip_norm: global gradient-norm clip.
