@@ -163,10 +163,8 @@ def _train(
     execution: Execution,
 ) -> list[dict[str, Any]]:
     """The loss and norms of the last loop, at every step that is logged."""
-    windows, gradients = (
-        training_windows(config, corpus.train, execution.device),
-        run_gradients(config, model, execution),
-    )
+    windows = training_windows(config, corpus.train, execution.device)
+    gradients = run_gradients(config, model, execution)
     curve = []
     for step in steps:
         loss = training_step(config, gradients, optimisers, windows, step)
