@@ -1,5 +1,6 @@
 """Every remedy, checked by auditing again, and by training with it."""
 
+import dataclasses
 import math
 
 import pytest
@@ -321,3 +322,57 @@ def test_remedies_of_equal_cost_stand_as_they_are_listed(model):
     assert [remedy.loss_change for remedy in found] == [None] * 5
     names = ["norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping"]
     assert [remedy.name for remedy in found] == names
+
+
+@pytest.fixture
+def exact(model):
+    """The maps in float64, so that what is measured in exact arithmetic is what they do."""
+    model.double()
+    return LoopedMaps(embed=model.embed, step=model.step, readout=model.readout, num_loops=LOOPS, module=model)
+
+
+def test_a_remedy_costs_what_the_cross_entropy_gains_when_the_loop_runs_with_it(exact, tokens):
+    def loss(maps):
+        logits = maps.readout(unroll(maps.step, maps.embed(tokens), LOOPS)[-1])
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()
+
+    found = audit(exact, tokens, symmetries=False).remedies
+    settings = {remedy.name: remedy.setting for remedy in found}
+    tried = {
+        "raw readout": remedies.with_raw_readout(exact, settings["raw readout"]),
+        "between-loop norm": remedies.with_between_norm(exact, settings["between-loop norm"]),
+        "damping": remedies.with_damping(exact, settings["damping"]),
+    }
+    costs = {remedy.name: remedy.loss_change.estimate for remedy in found if remedy.loss_change is not None}
+    with torch.no_grad():
+        assert costs == pytest.approx({name: loss(maps) - loss(exact) for name, maps in tried.items()}, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 4])
+def test_remedies_stand_by_what_they_cost_and_a_gain_costs_nothing(tokens, seed):
+    torch.manual_seed(seed)
+    found = audit(Model(), tokens, symmetries=False).remedies
+    costs = [max(0.0, remedy.loss_change.estimate) if remedy.loss_change else 0.0 for remedy in found]
+    assert costs == sorted(costs) and costs[-1] > 0.0
+    listed = ["norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping"]
+    free = [remedy.name for remedy, cost in zip(found, costs, strict=True) if cost == 0.0]
+    assert free == [name for name in listed if name in free]
+
+
+def test_settings_keep_the_rms_that_the_model_has(exact, tokens):
+    found = {remedy.name: remedy for remedy in audit(exact, tokens, symmetries=False).remedies}
+    with torch.no_grad():
+        states = unroll(exact.step, exact.embed(tokens), LOOPS)
+        first, last = (states[k].square().mean(-1).sqrt().mean().item() for k in (1, LOOPS))
+        rescaled = exact.step(remedies.rms_normalised(states[LOOPS], first)).norm(dim=-1).mean().item()
+    assert found["raw readout"].setting == pytest.approx(last) == found["final-only norm"].setting
+    assert found["between-loop norm"].setting == pytest.approx(first)
+    assert found["between-loop norm"].l2_norm == pytest.approx(rescaled, rel=1e-6)
+
+
+def test_damping_predicts_no_norm_for_a_decay_of_every_channel(exact, tokens):
+    """Its displacement far out is the decay's, and no limit."""
+    decay = torch.linspace(0.9, 1.1, WIDTH, dtype=torch.float64)
+    uneven = dataclasses.replace(exact, step=lambda h: decay * h + (exact.step(h) - h))
+    found = {remedy.name: remedy for remedy in audit(uneven, tokens, symmetries=False).remedies}
+    assert found["damping"].l2_norm is None and found["damping"].verdict == "blind but contracted"
