@@ -287,6 +287,38 @@ def test_states_can_be_handed_over_instead(tokens):
         assert records == train(build(), tokens[:2], 1)
 
 
+def observed(*states: tuple[int, Tensor], **options) -> dict:
+    """The record of one step in which these were handed over."""
+    records: list[dict] = []
+    with LoopMonitor(sinks=[records.append], **options) as monitor:
+        for k, h in states:
+            monitor.observe(k, h)
+        monitor.end_step()
+    return records[0]
+
+
+def test_states_with_a_loop_between_them_are_no_step():
+    h = torch.ones(2, D)
+    apart, next_to = observed((1, h), (3, 2 * h)), observed((2, h), (3, 2 * h))
+    assert apart["loops"] == (1, 3) and apart["drive"] == apart["relative_radial_increment"] == (None, None)
+    assert apart["stagnation"] == {"bfloat16": None, "float16": None}
+    assert next_to["drive"][1] == pytest.approx(1.0) and None not in next_to["stagnation"].values()
+
+
+def test_of_two_states_of_one_loop_the_first_is_kept():
+    h = torch.ones(2, D)
+    assert observed((1, h), (1, 2 * h)) == observed((1, h)) == observed((1, h), (0, 3 * h), (2, 4 * h))
+
+
+def test_a_run_resumed_between_samples_takes_one_at_once_and_then_keeps_to_the_multiples():
+    records: list[dict] = []
+    with LoopMonitor(sinks=[records.append], every=50, steps_done=130) as monitor:
+        for _ in range(80):
+            monitor.observe(1, torch.ones(2, D))
+            monitor.end_step()
+    assert [record["step"] for record in records] == [130, 150, 200]
+
+
 def test_a_model_that_returns_its_states(tokens):
     torch.manual_seed(0)
     config = ModelConfig(d_model=D, num_layers=2, num_heads=2, vocab_size=VOCAB, context=5)

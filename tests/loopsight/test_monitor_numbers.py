@@ -10,6 +10,7 @@ from loopsight.monitor import LoopMonitor
 from loopsight.monitoring.statistics import (
     PIECE,
     isotropic_fraction,
+    mean_fraction,
     noise_floor,
     radial_fraction,
     stagnation,
@@ -110,7 +111,7 @@ def test_the_fraction_of_a_gradient_in_hand(h):
     gradient = torch.randn(h.shape, dtype=h.dtype, generator=torch.Generator().manual_seed(3))
     expected = radial_gradient_fraction(lambda x: (x * gradient).sum(), h)
     torch.testing.assert_close(radial_fraction(gradient, h), expected, rtol=1e-14, atol=0)
-    assert radial_fraction(1e-300 * gradient, h).isfinite().all()
+    torch.testing.assert_close(radial_fraction(1e-300 * gradient, h), expected, rtol=1e-12, atol=0)
     gradient[1], gradient[2, 0] = 0.0, torch.inf
     assert radial_fraction(gradient, h).isnan().tolist() == [False, True, True, False, False, False, False]
 
@@ -162,6 +163,20 @@ def test_tokens_without_a_direction_are_counted_and_left_out():
     assert state_statistics(gone).mean_l2_norm is None
     assert step_statistics(h, gone) is None and stagnation(h, gone, torch.bfloat16) is None
     assert step_statistics(h, h[1:]) is None
+
+
+def test_a_token_with_a_zero_coordinate_is_usable():
+    statistics = state_statistics(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
+    assert (statistics.unusable_tokens, statistics.mean_l2_norm, statistics.max_l2_norm) == (1, 5.0, 5.0)
+
+
+def test_the_largest_coordinate_may_be_negative():
+    assert state_statistics(torch.tensor([[-9.0, 1.0], [2.0, 3.0]])).max_abs == 9.0
+
+
+def test_tokens_without_a_gradient_are_no_part_of_the_mean_fraction():
+    assert mean_fraction(torch.tensor([torch.nan, 0.4, 0.2])) == pytest.approx(0.3)
+    assert mean_fraction(torch.tensor([torch.nan])) is None and mean_fraction(None) is None
 
 
 def test_stagnation_counts_coordinates_that_stand_still():

@@ -1,5 +1,6 @@
 """When the monitor warns, and when it must not; which numbers of the samples it takes the trends of."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -142,6 +143,14 @@ def test_growth_is_by_a_tenth_over_the_window():
 def test_the_last_loop_adds_a_hundredth_whatever_the_others_do():
     assert kinds([replace(s, drive=(None, 0.0, 0.0, 0.0101)) for s in GROWING]) == ["blind growth"]
     assert kinds([replace(s, drive=(None, 0.9, 0.9, 0.0099)) for s in GROWING]) == []
+
+
+def test_growth_and_drive_of_exactly_their_limits_are_enough():
+    norms = (1.0, 1.02, 1.05, 1.08, 1.1)
+    history = [sample(50 * n, norm, drive=(None, 0.9, 0.5, 0.01)) for n, norm in enumerate(norms)]
+    assert kinds(history) == ["blind growth"]
+    assert kinds([*history[:-1], replace(history[-1], drive=(None, 0.9, 0.5, math.nextafter(0.01, 0.0)))]) == []
+    assert kinds([*history[:-1], sample(200, math.nextafter(1.1, 0.0))]) == []
 
 
 # Overflow.

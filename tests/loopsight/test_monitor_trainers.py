@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -114,6 +115,44 @@ def test_the_callback_in_a_transformers_trainer(tmp_path):
     assert_detached(model)
 
 
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.fixture
+def told():
+    """Arguments of the callback's events, in a run of which seven steps are done."""
+    transformers = pytest.importorskip("transformers")
+
+    def arguments(rank_zero: bool) -> list[object]:
+        state = transformers.TrainerState(global_step=7, is_world_process_zero=rank_zero)
+        return [Mock(spec=transformers.TrainingArguments), state, transformers.TrainerControl()]
+
+    return arguments
+
+
+def test_the_trainers_callback_counts_on_from_a_checkpoint_and_attaches_once(told):
+    from loopsight.monitoring.huggingface import LoopMonitorCallback
+
+    model, callback = Looped(), LoopMonitorCallback("block", every=3)
+    for _ in range(2):
+        callback.on_train_begin(*told(rank_zero=True), model=model)
+        assert callback.monitor.steps_done == 7 and callback.monitor.every == 3 and hooks(model) == 3
+    callback.on_train_end(*told(rank_zero=True))
+    assert_detached(model)
+
+
+def test_the_trainers_callback_monitors_rank_zero_only(told):
+    from loopsight.monitoring.huggingface import LoopMonitorCallback
+
+    model, callback = Looped(), LoopMonitorCallback("block")
+    callback.on_train_begin(*told(rank_zero=False), model=model)
+    callback.on_step_end(*told(rank_zero=False))
+    callback.on_train_end(*told(rank_zero=False))
+    assert callback.monitor is None
+    assert_detached(model)
+
+
 @pytest.fixture
 def lightning_module():
     lightning = pytest.importorskip("lightning")
@@ -166,6 +205,21 @@ def test_the_callback_in_a_lightning_trainer(tmp_path, lightning_module, named):
     fit(module, LoopMonitorCallback("model.block", model=named, sinks=[records.append], every=2), tmp_path)
     assert_alike(records, by_hand(every=2))
     assert_detached(module)
+
+
+def test_lightnings_callback_counts_on_from_a_checkpoint_on_rank_zero_only(lightning_module):
+    import lightning
+
+    from loopsight.monitoring.lightning import LoopMonitorCallback
+
+    for rank_zero in (True, False):
+        module, callback = lightning_module(), LoopMonitorCallback("model.block", model="model", every=3)
+        trainer = Mock(spec=lightning.Trainer, global_step=7, is_global_zero=rank_zero)
+        callback.on_train_start(trainer, module)
+        assert hooks(module) == (3 if rank_zero else 0)
+        assert (callback.monitor.steps_done, callback.monitor.every) == (7, 3) if rank_zero else not callback.monitor
+        callback.on_train_end(trainer, module)
+        assert_detached(module)
 
 
 def test_lightnings_callback_detaches_when_training_raises(tmp_path, lightning_module):
