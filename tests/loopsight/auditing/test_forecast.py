@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from loopsight import asymptotic_step, unroll
+from loopsight import asymptotic_step, regime_number, unroll
 from loopsight.auditing.forecast import growth
 
 D = 12
@@ -51,6 +51,58 @@ def test_a_displacement_that_turns_with_the_state_stays_within_its_bounds():
     for forecast in grown(step, states[1], states[8], 8, seen).forecasts:
         assert forecast.low <= forecast.observed <= forecast.high
         assert forecast.predicted == pytest.approx(forecast.observed, rel=0.05)
+
+
+def turning(h):
+    """A gain and a displacement that depend on the direction."""
+    u = F.normalize(h, dim=-1)
+    return (1.0 - 0.2 * u[..., :1].square()) * h + 3.0 * u.roll(1, -1) + torch.linspace(0.0, 1.0, D, dtype=h.dtype)
+
+
+def test_the_last_loop_is_forecast_from_the_first_and_further_ones_from_the_last():
+    first, last = start(), start().roll(3, -1)
+    forecasts = grown(turning, first, last, 2, {2: 1.0}).forecasts
+    ahead = [asymptotic_step(turning, h).next_state(h).norm(dim=-1).mean().item() for h in (first, last)]
+    assert ahead[0] != pytest.approx(ahead[1], rel=1e-3)
+    assert (forecasts[0].loops, forecasts[0].predicted) == (2, pytest.approx(ahead[0], rel=1e-9))
+    assert grown(turning, first, last, 1, {1: 1.0}).forecasts[1].predicted == pytest.approx(ahead[1], rel=1e-9)
+
+
+def test_regime_gain_and_increment_are_those_of_the_last_state():
+    first, last = start(), start(1.0).roll(3, -1)
+
+    def step(h):
+        return turning(h) + 0.1 / h.norm(dim=-1, keepdim=True)
+
+    found, far = grown(step, first, last, 2, {2: 1.0}), asymptotic_step(step, last)
+    assert found.gain == far.gain.median().item() != asymptotic_step(step, first).gain.median().item()
+    assert found.regime_number == pytest.approx(regime_number(step, last).median().item())
+    assert found.regime_number != pytest.approx(regime_number(step, first).median().item(), rel=0.1)
+    assert found.radial_increment == pytest.approx(far.radial_increment(last).median().item())
+    assert found.displacement == pytest.approx(far.displacement.norm(dim=-1).median().item())
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.9])
+def test_a_forecast_s_norm_and_bounds_are_those_of_the_step_far_out(gain):
+    """b is 1 far out, towards which the state turns: the least radial part is the first, and |b| never changes."""
+
+    def step(h):
+        return gain * h + 1.0 + 5.0 * F.normalize(h, dim=-1).roll(1, -1) / h.norm(dim=-1, keepdim=True)
+
+    h, ones = start(), torch.ones(D, dtype=torch.float64)
+    found = grown(step, h, h, 4, {4: 1.0}).forecasts
+    s, a, size = h.norm(dim=-1), h.sum(-1) / h.norm(dim=-1), D**0.5
+    slack = 2.0 * regime_number(step, h) * size
+    assert slack.min() > 0.01
+    clamped = 0
+    for forecast, n in zip(found, (3, 4, 12, 28), strict=True):
+        total = sum(gain**k for k in range(n))
+        low = gain**n * s + total * (a - slack)
+        clamped += int((low < 0.0).sum())
+        assert forecast.predicted == pytest.approx((gain**n * h + total * ones).norm(dim=-1).mean().item(), rel=1e-5)
+        assert forecast.low == pytest.approx(low.clamp(min=0.0).mean().item(), rel=1e-5)
+        assert forecast.high == pytest.approx((gain**n * s + total * (size + slack)).mean().item(), rel=1e-5)
+    assert clamped > 0
 
 
 def low_precision(gain, size):
@@ -176,6 +228,20 @@ def test_growth_by_a_factor_overflows_by_its_logarithm():
     by_name = {p.dtype: p for p in found.low_precision}
     assert by_name["float16"].loops_until_overflow == pytest.approx(math.log(65504) / math.log(1.3), rel=1e-3)
     assert math.isinf(by_name["bfloat16"].loops_until_stagnation)
+
+
+def test_negative_coordinates_overflow_as_soon_as_positive_ones():
+    h = -torch.ones(2, D).double()
+    found = {p.dtype: p for p in grown(lambda h: 1.3 * h, h, h, 1, {1: 1.0}).low_precision}
+    assert found["float16"].loops_until_overflow == pytest.approx(math.log(65504) / math.log(1.3), rel=1e-3)
+
+
+def test_one_coordinate_beyond_the_format_has_overflowed():
+    h = torch.ones(2, D).double()
+    h[1, 3] = 1e5
+    found = {p.dtype: p for p in grown(lambda h: h + 1.0, h, h, 1, {1: 1.0}).low_precision}
+    assert (found["float16"].loops_until_stagnation, found["float16"].loops_until_overflow) == (0.0, 0.0)
+    assert found["bfloat16"].loops_until_stagnation > 0.0
 
 
 def test_a_step_that_is_no_number_far_out_is_not_forecast():
