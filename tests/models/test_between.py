@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from loopsight import asymptotic_step, regime_number
 from models import BetweenConfig
@@ -30,6 +31,13 @@ def test_the_asymptotic_gain_is_the_declared_one(build, states, between, gain, c
     model = build(between=between, **changes).requires_grad_(False)
     measured = asymptotic_step(model.step, states).gain
     torch.testing.assert_close(measured, torch.full_like(measured, gain), rtol=0, atol=1e-9)
+
+
+def test_between_loops_stands_an_rmsnorm_with_a_gain(build, states):
+    between = build(between=BetweenConfig(kind="rmsnorm"), norm_eps=0.1).between
+    assert between.gain.shape == (states.shape[-1],) and [name for name, _ in between.named_parameters()] == ["gain"]
+    expected = F.rms_norm(states + 1.0, states.shape[-1:], between.gain, eps=0.1)
+    torch.testing.assert_close(between(states + 1.0), expected)
 
 
 def test_damping_multiplies_the_state_before_the_stack(build, states):

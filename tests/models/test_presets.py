@@ -45,6 +45,11 @@ def test_presets_are_the_tied_rmsnorm_model_with_gain_and_nothing_between_loops(
     assert config.position == "learned"
 
 
+def test_the_papers_sizes_are_trained_with_dropout_and_ours_without():
+    rates = {name: config.dropout for name, config in PRESETS.items()}
+    assert rates == {"tiny": 0.0, "cpu": 0.0, "44m": 0.1, "129m": 0.1, "1.4b": 0.1}
+
+
 def test_building_on_the_meta_device_allocates_nothing():
     model = on_meta("1.4b")
     assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
