@@ -184,6 +184,7 @@ def test_parameters_are_left_as_they_were():
         (lambda: log_norm_gradient(product, {"a": torch.ones(2, dtype=torch.int64)}), "'a' must be a floating-point"),
         (lambda: log_norm_gradient(lambda p: 0 * product(p), BEFORE), "states holds a zero state"),
         (lambda: log_norm_gradient(lambda p: p["b"].sum() * torch.nan, BEFORE), "must be finite, got nan"),
+        (lambda: log_norm_gradient(lambda p: p["b"].sum() / 0.0, BEFORE), "the log norm must be finite, got -?inf"),
         (lambda: log_norm_gradient(lambda p: product(p).detach(), BEFORE), "does not depend on any parameter"),
     ],
 )

@@ -110,3 +110,20 @@ def test_before_convergence_the_values_are_bounds(h):
     found = gramian_extremes(prenorm, normed, h, (0.0, 1.0), generator=generator(), iterations=3)
     assert not found.converged and found.least_residuals.max() > 1e-6 * values[-1]
     assert found.least[0] > values[0] and found.most[0] <= values[-1] * (1 + 1e-12)
+
+
+def test_before_convergence_every_residual_is_that_of_the_value_beside_it(h):
+    matrix = dense_gramian(prenorm, normed, h, (0.0, 1.0), "uniform")
+    found = gramian_extremes(prenorm, normed, h, (0.0, 1.0), generator=generator(), iterations=3, count=2)
+    for end in ("least", "most"):
+        values, residuals = getattr(found, end), getattr(found, f"{end}_residuals")
+        vectors = getattr(found, f"{end}_directions").flatten(1)
+        torch.testing.assert_close(residuals, (vectors @ matrix - values[:, None] * vectors).norm(dim=-1))
+        assert abs(residuals[0] - residuals[1]) > 1e-2 * residuals[0]
+
+
+@pytest.mark.parametrize("count", [0, 3, 4])
+def test_more_directions_than_the_state_holds_at_both_ends_are_refused(count):
+    one = random(1, 5, seed=4)
+    with pytest.raises(ValueError, match=rf"count must lie in 1..2 and iterations be positive, got {count}, 64"):
+        gramian_extremes(lambda h: h, lambda h: h, one, (1.0,), generator=generator(), count=count)

@@ -105,6 +105,18 @@ def test_a_state_that_is_turned_back_has_no_bounds(h):
     assert step.direction_bound.isnan().all() and step.excess_bounds[0].isnan().all()
 
 
+def test_a_state_that_is_moved_to_zero_has_no_bounds():
+    step = increment(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
+    assert step.carried.isnan().item() and step.direction_bound.isnan().item()
+    assert all(bound.isnan().item() for bound in step.excess_bounds)
+    assert step.next_l2_norm.item() == 3.0
+
+
+def test_a_step_far_across_the_state_is_bounded_below_by_what_is_carried():
+    low, high = increment(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 3.0]])).excess_bounds
+    assert (low.item(), high.item()) == (0.0, 4.5)
+
+
 # K loops.
 
 
@@ -385,6 +397,30 @@ def test_a_sublayer_that_hides_one_of_two_terms_is_refused(h, hidden):
 
     with pytest.raises(ValueError, match="sublayer 1 hides a branch"):
         second_order_step([SUBLAYERS[0], half], h)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_a_sublayer_that_hides_a_share_of_its_branch_is_refused_from_a_twentieth_on(h, share):
+    def partly(x: Tensor) -> Tensor:
+        branch = SUBLAYERS[1](x) - x
+        return x + (1.0 - share) * branch + share * branch.detach()
+
+    if share < 0.05:
+        second_order_step([SUBLAYERS[0], partly], h)
+    else:
+        with pytest.raises(ValueError, match="sublayer 1 hides a branch"):
+            second_order_step([SUBLAYERS[0], partly], h)
+
+
+def test_a_state_as_large_as_the_fixed_scale_is_looked_at_from_farther():
+    """A branch of 2e4 is 2 % of the fixed scale, and would be taken for a gain."""
+    u = F.normalize(torch.randn(4, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+    def sublayer(x: Tensor) -> Tensor:
+        return x + 2e4 * F.normalize(x, dim=-1)
+
+    step = second_order_step([sublayer], 3e6 * u)
+    torch.testing.assert_close(step.displacement, 2e4 * u, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
