@@ -5,6 +5,7 @@ import torch
 
 from loopsight import audit
 from loopsight.adapters import discover, loop_layers
+from loopsight.adapters.exact import exact, same_batch
 from loopsight.adapters.hrm_text import hrm_text_maps
 from loopsight.adapters.ouro import ouro_maps
 from loopsight.capture import capture
@@ -154,6 +155,56 @@ def test_a_model_in_training_mode_or_with_noise_is_refused(build, tokens):
         discover(build("ouro").train(), tokens)
     with pytest.raises(ValueError, match="adds noise in every loop"):
         discover(build("huginn", test_time_noise=0.1), tokens)
+
+
+def test_an_ouro_of_one_pass_has_no_loop(build, tokens):
+    model = build("ouro")
+    model.model.total_ut_steps = 1
+    with pytest.raises(ValueError, match="this Ouro model runs one pass: nothing is looped"):
+        discover(model, tokens)
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_run_exactly():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    model, drawn = torch.nn.Linear(2, 2), []
+    torch.manual_seed(3)
+    for _ in range(2):
+        with exact(model):
+            drawn.append(torch.rand(4))
+    assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], expected)
+
+
+ONE = torch.arange(6).view(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (ONE.clone(), True),
+        (ONE + (ONE == 5), False),
+        (ONE.flatten(), False),
+        (ONE[:1], False),
+        (ONE[:, :1].expand(2, 3), False),
+    ],
+)
+def test_batches_are_the_same_if_all_of_their_values_are(other, same):
+    assert same_batch(ONE, other) is same
+    assert same_batch((ONE, 1), (other, 1)) is same_batch({"x": [ONE]}, {"x": [other]}) is same
+
+
+@pytest.mark.parametrize(
+    "other", [(ONE,), (ONE, ONE, ONE), (ONE, "a"), {"x": ONE, "y": ONE}, {"y": ONE}, (ONE, torch.ones(1, 2, 3))]
+)
+def test_batches_of_unequal_lengths_names_or_kinds_are_not_the_same(other):
+    for one in ((ONE, ONE), {"x": ONE}):
+        assert same_batch(one, other) is same_batch(other, one) is False
+
+
+def test_batches_of_unequal_shapes_are_not_the_same_though_each_value_is():
+    assert not same_batch(torch.ones(2, 3), torch.ones(1, 3)) and not same_batch(torch.ones(3), torch.ones(1, 3))
 
 
 def test_huginns_steps_and_initial_state_can_be_given(build, tokens):

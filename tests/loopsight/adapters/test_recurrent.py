@@ -79,6 +79,36 @@ def test_a_given_initial_state_is_h_0(tokens):
     torch.testing.assert_close(maps.embed(batch), start[0], rtol=0, atol=0)
 
 
+def test_an_initial_state_given_by_keyword_is_h_0(tokens):
+    class Named(Reader):
+        def forward(self, tokens: Tensor, start: Tensor) -> Tensor:
+            return self.head(self.rnn(self.table(tokens), hx=start)[0])
+
+    torch.manual_seed(0)
+    model, start = Named(nn.GRU(D, D, batch_first=True), True).double().eval(), torch.randn(1, 3, D).double()
+    batch = (tokens[:, :1].expand(-1, TIME), start)
+    maps = discover(model, batch)
+    assert maps.num_loops == TIME
+    torch.testing.assert_close(maps.embed(batch), start[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_one_sequence_that_changes_makes_the_inputs_differ(batch_first, tokens):
+    model = reader(nn.GRU, batch_first=batch_first)
+    same = tokens[:, :1].expand(-1, TIME).clone()
+    same[1, 2] = (same[1, 2] + 1) % VOCAB
+    maps = discover(model, same)
+    assert maps.num_loops == 1 and "its last step" in maps.name
+    torch.testing.assert_close(maps.readout(maps.step(maps.embed(same))), model(same)[:, -1])
+
+
+def test_a_single_frame_is_one_step_from_the_zero_state(tokens):
+    model, one = reader(nn.GRU), tokens[:, :1]
+    maps = discover(model, one)
+    assert maps.num_loops == 1 and not maps.embed(one).any()
+    torch.testing.assert_close(maps.readout(maps.step(maps.embed(one))), model(one)[:, -1])
+
+
 @pytest.mark.parametrize("every", [True, False])
 def test_with_inputs_that_differ_only_the_last_step_is_a_map(every, tokens):
     model = reader(nn.GRU, every)
