@@ -50,6 +50,7 @@ class LoopMonitorCallback(Callback):
         self._options: dict[str, Any] = {"sinks": list(sinks), "every": every, "state": state}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
         if trainer.is_global_zero:
             loop = find_module(pl_module, self._loop) if isinstance(self._loop, str) else self._loop
             model = None if self._model is None else find_module(pl_module, self._model)

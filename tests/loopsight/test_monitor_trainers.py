@@ -222,6 +222,20 @@ def test_lightnings_callback_counts_on_from_a_checkpoint_on_rank_zero_only(light
         assert_detached(module)
 
 
+def test_lightnings_callback_attaches_once_where_a_training_began_twice(lightning_module):
+    import lightning
+
+    from loopsight.monitoring.lightning import LoopMonitorCallback
+
+    module, callback = lightning_module(), LoopMonitorCallback("model.block", model="model")
+    trainer = Mock(spec=lightning.Trainer, global_step=0, is_global_zero=True)
+    for _ in range(2):
+        callback.on_train_start(trainer, module)
+        assert hooks(module) == 3
+    callback.on_train_end(trainer, module)
+    assert_detached(module)
+
+
 def test_lightnings_callback_detaches_when_training_raises(tmp_path, lightning_module):
     from loopsight.monitoring.lightning import LoopMonitorCallback
 
