@@ -37,6 +37,16 @@ def test_a_batch_depends_on_seed_and_step_only():
     assert not torch.equal(fresh.batch(4)[0], fresh.batch(3)[0])
 
 
+def test_every_epoch_of_every_seed_has_an_order_of_its_own():
+    tokens = np.arange(101, dtype=np.uint16)
+    orders = {
+        tuple(windows(tokens, batch_size=24, seed=seed).batch(epoch)[0][:, 0].tolist())
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 4
+
+
 def test_too_few_tokens_are_refused():
     with pytest.raises(ValueError, match="do not fill one window"):
         windows(np.arange(8, dtype=np.uint16))

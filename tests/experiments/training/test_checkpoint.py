@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from experiments.errors import RunError
@@ -31,6 +32,15 @@ def test_a_flipped_byte_is_found(saved, position):
     data[int(position * (len(data) - 1))] ^= 0xFF
     saved.write_bytes(bytes(data))
     with pytest.raises(RunError, match=r"delete it to start the run afresh"):
+        checkpoints.load(saved)
+
+
+def test_tensors_that_changed_names_are_found(saved):
+    with safe_open(saved, framework="pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    tensors["model.wrong"] = tensors.pop("model.weight")
+    save_file(tensors, saved, metadata=header)
+    with pytest.raises(RunError, match="its digest does not match"):
         checkpoints.load(saved)
 
 

@@ -10,7 +10,7 @@ from experiments.training.snapshots import load, snapshot_steps
 from experiments.training.trainer import CHECKPOINT, build_model, train
 
 
-@pytest.mark.parametrize("steps, count", [(200, 10), (5, 10), (1, 1), (2000, 3)])
+@pytest.mark.parametrize("steps, count", [(200, 10), (5, 10), (1, 1), (200, 1), (2000, 3)])
 def test_the_first_and_the_last_step_are_among_them(steps, count):
     chosen = snapshot_steps(steps, count)
     assert {0, steps} <= chosen and len(chosen) <= count + 2

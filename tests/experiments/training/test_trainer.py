@@ -12,8 +12,8 @@ from experiments.errors import RunError
 from experiments.training import checkpoint as checkpoints
 from experiments.training import gradients, trainer
 from experiments.training.metrics import MetricsLog, read_metrics
-from experiments.training.optimiser import learning_rate
-from experiments.training.trainer import CHECKPOINT, build_model, train
+from experiments.training.optimiser import build_optimisers, learning_rate
+from experiments.training.trainer import CHECKPOINT, build_model, train, training_windows
 
 
 def final_cross_entropy(folder):
@@ -122,6 +122,49 @@ def test_seed_decides_the_run(make_config, synthetic, execution, tmp_path):
     )
     assert torch.equal(first.head_weight, again.head_weight)
     assert not torch.equal(first.head_weight, other.head_weight)
+
+
+def test_seed_decides_the_weights_and_the_batches(make_config, synthetic, execution):
+    configs = [make_config(seed=seed) for seed in (0, 1)]
+    weights = [build_model(config, execution.device).head_weight for config in configs]
+    batches = [training_windows(config, synthetic.train, execution.device).batch(0)[0] for config in configs]
+    assert not torch.equal(*weights) and not torch.equal(*batches)
+
+
+def test_windows_overlap_by_half(make_config, synthetic, execution):
+    config = make_config()
+    starts = training_windows(config, synthetic.train, execution.device).starts
+    assert starts[:3].tolist() == [0, config.model.context // 2, config.model.context]
+
+
+def test_a_model_is_trained_in_training_mode(make_config, synthetic, execution, tmp_path, monkeypatch):
+    training = []
+    real = gradients.looped_loss
+
+    def spy(model, *arguments, **options):
+        training.append(model.training)
+        return real(model, *arguments, **options)
+
+    def build_in_evaluation_mode(config, device):
+        return build_model(config, device).eval()
+
+    monkeypatch.setattr(gradients, "looped_loss", spy)
+    monkeypatch.setattr(trainer, "build_model", build_in_evaluation_mode)
+    train(make_config(steps=1), synthetic.train, tmp_path, execution)
+    assert training and all(training)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "muon"])
+def test_every_parameter_decays_by_what_was_asked(optimiser, make_config, execution):
+    config = make_config(optimiser=optimiser, learning_rate=0.25, weight_decay=0.7)
+    groups = [
+        group
+        for made in build_optimisers(build_model(config, execution.device), config.training)
+        for group in made.param_groups
+    ]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.25, 0.7)] * len(groups)
+    if optimiser == "muon":
+        assert groups[0]["adjust_lr_fn"] == "match_rms_adamw"
 
 
 def test_variants_of_one_seed_start_from_the_same_weights(make_config):
