@@ -72,6 +72,14 @@ def test_damaged_packed_runs_get_a_sentence(text, tmp_path):
         evidence.unpack(tmp_path, tmp_path / "again")
 
 
+def test_runs_packed_by_another_version_are_refused_though_nothing_is_missing(folders, tmp_path):
+    evidence.pack(folders, tmp_path / "packed")
+    path = tmp_path / "packed" / "runs.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    with pytest.raises(RunError, match="is of another version; pack the runs again"):
+        evidence.unpack(tmp_path / "packed", tmp_path / "again")
+
+
 @pytest.mark.parametrize("name", ["../outside", "a/b", "..", ""])
 def test_packed_runs_write_nowhere_else(name, folders, tmp_path):
     packed = tmp_path / "packed"

@@ -35,6 +35,13 @@ def test_a_cut_document_keeps_its_name_and_digest() -> None:
     assert [(d.name, d.text, d.sha256) for d in split.validation] == [("a", "789", whole.sha256)]
 
 
+def test_the_tail_is_that_of_the_last_document() -> None:
+    documents = tuple(document_from_text(name, name * 10) for name in "abc")
+    split = split_source(Source(description="x", documents=documents), 0.1)
+    assert [(d.name, d.text) for d in split.validation] == [("c", "ccc")]
+    assert [d.name for d in split.train] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("fraction", [0.05, 0.9])
 def test_a_validation_part_of_the_sources_own_is_used_whatever_the_fraction(fraction: float) -> None:
     train, held_out = (document_from_text("train", "a" * 100),), (document_from_text("validation", "b"),)
