@@ -48,6 +48,7 @@ def test_held_out_windows_are_disjoint_spread_and_in_range(synthetic):
     starts = windows[:, 0]
     assert (starts.diff() >= 32).all() and starts[0] == 0 and windows.max() == 30 * 32 + 32
     assert held_out_windows(tokens, 32, 500).shape == (31, 33)
+    assert held_out_windows(tokens[:128], 32, 99).shape == (3, 33)  # the last window would lack its last target
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,21 @@ def test_state_measurement_separates_the_variants(variant, carry, blind, make_co
     with torch.no_grad():
         further = model.double()(windows[:2, :-1], 4)[-1]
     assert state.next_l2_norm == pytest.approx(further.norm(dim=-1).mean().item(), rel=1e-9)
+
+
+def test_the_fraction_is_of_the_next_token_s_loss(make_config, windows):
+    from loopsight import radial_gradient_fraction
+
+    model = build_model(make_config("scale_visible"), CPU).double()
+    with torch.no_grad():
+        states = model(windows[:2, :-1], 3)[1:]
+
+    def loss(h):
+        return F.cross_entropy(model.readout(h).flatten(0, 1), windows[:2, 1:].flatten())
+
+    expected = [radial_gradient_fraction(loss, h).nanmean().item() for h in states]
+    found = measure_state(model, windows[:2], num_loops=3).radial_gradient_fraction
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_next_norm_is_predicted_where_the_scale_is_removed(make_config, windows):
@@ -99,6 +115,15 @@ def test_known_gain_increment_and_readouts_are_measured():
     assert min(state.radial_gradient_fraction[:2]) > 1e-4
     assert state.radial_gradient_fraction[2] < 1e-14
     assert state.tokens_without_gradient == [0, 0, 0]
+
+
+def test_what_a_loop_adds_across_the_state_is_no_radial_increment():
+    class Turning(AffineStep):
+        def step(self, h):
+            even, odd = (4.0 * h / h.norm(dim=-1, keepdim=True)).unflatten(-1, (-1, 2)).unbind(-1)
+            return super().step(h) + torch.stack([-odd, even], dim=-1).flatten(-2)
+
+    assert measure_state(Turning(), torch.tensor([[0, 1, 2, 3]]), num_loops=3).radial_increment == pytest.approx(3.0)
 
 
 def test_the_regime_number_is_that_of_the_last_state(make_config, windows):

@@ -13,7 +13,7 @@ from experiments.measure.attribution import ATTRIBUTION, PRESSURE, attribution, 
 from experiments.training import snapshots
 from experiments.training.trainer import build_model, train
 from experiments.variants import VARIANTS
-from models import LoopedLM, looped_loss
+from models import LoopedLM, Supervision, looped_loss
 
 WRITERS = ("token embedding", "position embedding", "attention writers", "MLP writers")
 CPU = torch.device("cpu")
@@ -116,10 +116,13 @@ def test_a_wrong_grouping_is_noticed(exact, monkeypatch):
         grouped(names)
 
 
-def test_the_pressure_is_the_loss_seen_through_the_embedding(make_context):
+@pytest.mark.parametrize(
+    "supervision", [Supervision(), Supervision(placement="terminal"), Supervision(norm_penalty=0.3)]
+)
+def test_the_pressure_is_the_loss_seen_through_the_embedding(supervision, make_context):
     """Untied, both embeddings rescaled together: h_0 and nothing else."""
     context = make_context("untied_scale_invariant")
-    model, windows, supervision = context.exact, context.exact_windows, context.config.supervision
+    model, windows = context.exact, context.exact_windows
     point, delta = weights(model), 1e-5
 
     def loss(factor):
@@ -135,6 +138,26 @@ def test_the_pressure_is_the_loss_seen_through_the_embedding(make_context):
     assert table["step"].tolist() == [3] and table["norm"].tolist() == pytest.approx([norm])
     assert table["k0_pressure"].tolist() == pytest.approx([expected], rel=1e-6)
     assert abs(expected) > 1e-4
+
+
+def test_the_pressure_at_other_weights_leaves_the_model_its_own(make_context):
+    context = make_context()
+    before = weights(context.exact)
+    kept = {0: {name: 2.0 * tensor for name, tensor in before.items()}}
+    pressure(context.exact, kept, context.exact_windows, context.config.supervision)
+    assert all(torch.equal(before[name], tensor) for name, tensor in context.exact.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["terminal_scale_invariant", "norm_penalty"])
+def test_the_pressure_measured_is_that_of_the_run_s_own_loss(variant, make_context, tmp_path):
+    context = make_context(variant)
+    snapshots.save(context.model, tmp_path, 0)
+    found = measure(context)["pressure"]["k0_pressure"].tolist()
+    windows = context.exact_windows[: module.WINDOWS]
+    own = pressure(context.exact, {0: weights(context.exact)}, windows, context.config.supervision)
+    per_loop = pressure(context.exact, {0: weights(context.exact)}, windows, Supervision())
+    assert found == pytest.approx(own["k0_pressure"].tolist())
+    assert found != pytest.approx(per_loop["k0_pressure"].tolist(), rel=1e-2)
 
 
 def test_there_is_no_pressure_where_the_scale_is_removed(make_context, make_config):

@@ -101,9 +101,10 @@ def test_a_clamp_of_pure_growth_costs_what_the_readout_sees(raw, make_context, p
 def test_at_decode_time_only_a_raw_readout_notices(make_context):
     change = {
         variant: measure(make_context(variant))["clamp"].set_index("mode")["change"]["decode_time"]
-        for variant in ("scale_invariant", "scale_visible")
+        for variant in ("scale_invariant", "final_norm", "scale_visible")
     }
     assert abs(change["scale_invariant"]) < 1e-5 < 1e-2 < abs(change["scale_visible"])
+    assert abs(change["final_norm"]) < 1e-5  # it is the last loop's readout that is asked
 
 
 def test_the_interval_is_of_the_difference_within_windows(make_context):

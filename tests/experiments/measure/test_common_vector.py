@@ -41,7 +41,9 @@ def test_a_planted_common_vector_is_seen_at_the_step_whose_weights_have_it(make_
     torch.testing.assert_close(weights(context.model), there)
 
 
-@pytest.mark.parametrize(("variant", "blind"), [("untied_scale_invariant", True), ("untied_scale_visible", False)])
+@pytest.mark.parametrize(
+    ("variant", "blind"), [("untied_scale_invariant", True), ("untied_scale_visible", False), ("final_norm", True)]
+)
 def test_the_loss_is_asked_about_a_larger_common_vector(make_context, variant, blind):
     """A blind readout answers alike to smaller differences; a raw one does not."""
     context = make_context(variant)

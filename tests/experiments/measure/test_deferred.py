@@ -59,6 +59,11 @@ def test_the_final_norm_is_the_one_that_counts_behind_the_last_loop(found):
     assert law.loc["terminal", "coefficient_seen"] == pytest.approx(4.0, rel=1e-3)
 
 
+def test_a_final_norm_hides_nothing_from_the_readouts_before_it(found):
+    table, _ = found("final_norm")
+    assert (table["immediate_visibility"] > 1e-2).all()
+
+
 def test_loops_without_a_weight_see_nothing(make_context):
     context = make_context()
     states = [h[:1] for h in context.exact_states[:4]]

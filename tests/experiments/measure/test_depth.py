@@ -33,6 +33,12 @@ def test_the_table_has_the_median_and_the_spread(make_context, monkeypatch):
     assert measure(make_context())["depth"]["tokens_per_second"].is_monotonic_decreasing
 
 
+def test_the_spread_is_from_the_10th_to_the_90th_percentile(make_context, monkeypatch):
+    monkeypatch.setattr(depth, "throughput", lambda context, depths: np.tile(np.arange(11.0)[:, None], len(depths)))
+    spread = measure(make_context())["depth"][["low", "tokens_per_second", "high"]]
+    assert spread.to_numpy() == pytest.approx(np.tile([1.0, 5.0, 9.0], (8, 1)))
+
+
 def test_what_is_timed_is_k_loops_and_one_readout(make_context, planted):
     calls = []
     model = planted(lambda h: calls.append("step") or h)

@@ -56,6 +56,12 @@ def test_float64_stays_float64(make_context):
     assert decode(context.exact, h, context.windows[:, 1:], is_last=True).entropy.dtype == torch.float64
 
 
+def test_the_exact_model_is_another_one_than_the_trained(make_context):
+    context = make_context(windows=1)
+    assert {parameter.dtype for parameter in context.exact.parameters()} == {torch.float64}
+    assert {parameter.dtype for parameter in context.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("variant", ["final_norm", "scale_removing"])
 def test_the_pass_holds_every_loop_of_every_window(variant, make_context):
     """Loops before K are decoded as such, K and those beyond as the last."""

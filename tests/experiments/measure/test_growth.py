@@ -8,6 +8,7 @@ from torch import nn
 
 from experiments.measure.growth import growth, growth_exponent, limiting_direction, measure
 from experiments.measure.predictors import predictors
+from experiments.measure.slopes import log_log_slope
 from loopsight.protocol import unroll
 
 LOOPS = 4
@@ -121,6 +122,12 @@ def exponents_of(planted):
             return growth_exponent(model, limit, states, LOOPS).set_index("quantity")["estimate"]
 
     return make
+
+
+@pytest.mark.parametrize("y", [[0.0, 1.0], [1.0, -1.0]])
+def test_what_has_no_logarithm_has_no_slope(y):
+    assert np.isnan(log_log_slope([1.0, 2.0], y))
+    assert log_log_slope([1.0, 2.0], [3.0, 12.0]) == pytest.approx(2.0)
 
 
 def test_exponents_are_fitted_from_loop_5_and_from_loop_33_on(exponents_of):

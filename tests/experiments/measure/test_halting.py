@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.measure.forward import HeldOut
-from experiments.measure.halting import Exits, apply, calibrate, measure, policies
+from experiments.measure.halting import Exits, Outcome, apply, calibrate, measure, policies
 
 
 def exits(confidence, cross_entropy, windows=8, time=16):
@@ -89,6 +89,24 @@ def test_the_threshold_is_judged_on_windows_it_was_not_set_on(make_context, monk
     assert (row["loops_calibration"], row["perplexity_ratio_calibration"]) == (1.0, 1.0)
     assert (row["average_loops"], row["threshold"]) == (1.0, -math.inf)
     assert row["perplexity_ratio"] == pytest.approx(math.e) and not row["met"]
+
+
+def test_a_perplexity_ratio_is_of_the_mean_loss_over_windows():
+    outcome = Outcome(loops=np.ones(2), lost=np.array([0.0, 1.0]))
+    assert outcome.perplexity_ratio == pytest.approx(math.exp(0.5))
+
+
+def test_the_interval_lies_around_the_perplexity_ratio(make_context, monkeypatch):
+    from experiments.measure import halting
+
+    generator = torch.Generator().manual_seed(0)
+    cross_entropy, confidence = torch.rand(2, 4, 10, 16, generator=generator)
+    cross_entropy[:3, ::2] -= 2.0  # on the half that it is set on, every exit gains
+    crafted = Exits(confidence=confidence, cross_entropy=cross_entropy)
+    monkeypatch.setattr(halting, "policies", lambda context: {"margin": crafted})
+    (row,) = measure(make_context())["halting"].to_dict("records")
+    assert row["average_loops"] == 1.0
+    assert row["ratio_low"] < row["perplexity_ratio"] - 1e-3 < row["perplexity_ratio"] + 1e-3 < row["ratio_high"]
 
 
 def test_each_policy_looks_at_what_it_says(make_context):

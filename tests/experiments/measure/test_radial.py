@@ -7,6 +7,7 @@ import torch
 
 from experiments.measure import radial
 from experiments.measure.total_loss import own_loss, total_loss
+from loopsight import radial_gradient_fraction
 from models import LoopedLM, ReadoutConfig, Supervision, looped_loss
 
 GROUPED = ReadoutConfig(kind="group_layernorm", num_groups=4)
@@ -31,6 +32,17 @@ def test_a_blind_readout_gives_nothing_and_the_whole_loss_does(rows):
     assert (blind["total"][:3] > 1e-4).all() and blind["total"][3] < 1e-12  # no loop behind the last
     assert (raw[["immediate", "total"]] > 1e-4).all(axis=None)
     assert (blind["random_direction"] == (2 / (torch.pi * 32)) ** 0.5).all()
+
+
+def test_the_immediate_fraction_is_of_the_next_token_s_loss(make_context):
+    context = make_context("scale_visible")
+    targets = context.exact_windows[:, 1:].flatten()
+
+    def loss(h):
+        return torch.nn.functional.cross_entropy(context.exact.readout(h).flatten(0, 1), targets)
+
+    expected = [radial_gradient_fraction(loss, h).nanmean().item() for h in context.exact_states[1:5]]
+    assert radial.measure(context)["radial"]["immediate"].tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_whole_loss_is_blind_where_the_scale_is_removed(rows):

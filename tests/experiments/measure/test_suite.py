@@ -132,6 +132,20 @@ def test_what_is_there_is_kept(copy, cache, counted):
     assert len(record["earlier_environments"]) == 2  # of the fixture's call, and of the first one here
 
 
+def test_tables_made_together_are_all_made_again_where_one_is_missing(copy, cache, monkeypatch):
+    made = []
+
+    def both(context):
+        made.append("both")
+        return {name: pd.DataFrame({"value": [len(made)]}) for name in ("first", "second")}
+
+    monkeypatch.setattr(suite, "SUITE", (Measure(tables=("first", "second"), measure=both),))
+    measure_run(copy, cache)
+    (copy / "measurements" / "second.csv").unlink()
+    measure_run(copy, cache)
+    assert [read_table(copy, name)["value"].tolist() for name in ("first", "second")] == [[2], [2]]
+
+
 def test_a_repeated_call_reads_no_model(measured, cache, monkeypatch):
     monkeypatch.setattr(suite, "open_run", lambda *arguments: pytest.fail("nothing was missing"))
     assert measure_run(measured, cache) == measured / "measurements"
