@@ -12,7 +12,7 @@ import pytest
 import experiments.claims
 from experiments.claims import CLAIMS, SCHEMA, Claim, Rule, RunTables, evaluate, index
 from experiments.claims.claim import _interval
-from experiments.claims.dynamics import growth_beyond, growth_error
+from experiments.claims.dynamics import band_coverage, growth_beyond, growth_error
 from experiments.claims.estimates import rescaling_curvature
 from experiments.reporting.gallery import PICTURES
 
@@ -121,8 +121,10 @@ def other_side(key, refuting, between=None, **changes):
     return key, replace(EDITS[key], refuting=refuting, between=between, **changes)
 
 
-# What can be wrong on two sides, wrong on the one that EDITS leaves out.
+# What can be wrong on two sides, wrong on the one that EDITS leaves out; what can be wrong at one loop, wrong there.
 OTHER_SIDE = [
+    *(other_side(key, 1e-2, 1e-5, where=(("k", 2),)) for key in ("radial-blind", "deferred-gradient-removed")),
+    other_side("radial-visible", 1e-9, 1e-5, where=(("k", 2),)),
     other_side("clamp-harmless", 0.2, -0.05),
     other_side("clamp-after-loop-1", 0.2, -0.05),
     other_side("clamp-decode-time", -0.2, -1e-3),
@@ -323,12 +325,35 @@ def test_claims_are_complete_and_distinct():
         assert len({len(case) for case in claim.cases}) == 1
 
 
-def test_one_refuted_case_refutes_the_claim(runs):
+@pytest.mark.parametrize("refuted", [0, 1, 2])
+def test_one_refuted_case_refutes_the_claim(refuted, runs):
     claim = BY_KEY["final-norm-grows"]
-    one = replace(claim, cases=claim.cases[:1])
+    one = replace(claim, cases=(claim.cases[refuted],))
     finding = evaluate(claim, edited(runs, one, EDITS[claim.key], 50.0))
-    assert [case.verdict for case in finding.cases] == ["not supported", "supported", "supported"]
+    expected = ["not supported" if position == refuted else "supported" for position in range(3)]
+    assert [case.verdict for case in finding.cases] == expected
     assert finding.verdict == "not supported"
+
+
+def test_runs_are_compared_where_both_have_the_seed(runs):
+    claim = BY_KEY["norm-scale_invariant-over-scale_visible"]
+    found = index([run for run in runs if (run.name, run.seed) != ("scale_visible-1", 1)])
+    (case,) = evaluate(claim, found).cases
+    assert set(case.estimates) == {0, 2} and not case.left_out
+
+
+def test_a_whole_gradient_that_only_the_last_loop_sees_is_not_deferred(runs):
+    found = []
+    for run in runs:
+        radial = run.tables["radial"].assign(total=lambda table: (table["k"] == 4).map({True: 0.1, False: 1e-9}))
+        found.append(replace(run, tables={"radial": radial}))
+    assert evaluate(BY_KEY["deferred-gradient"], index(found)).verdict == "not supported"
+
+
+def test_a_band_covers_the_share_of_loops_that_lie_in_it():
+    seen = {"l2_norm_seen": [1.0, 2.0, 3.0, 9.0], "low": 0.0, "high": 2.5}
+    run = one_run(growth={"k": [5, 6, 7, 8], "method": "power_law", **seen})
+    assert band_coverage("power_law")(run) == 0.5
 
 
 def test_a_missing_variant_is_named_and_the_others_are_judged(world):
@@ -348,6 +373,11 @@ def test_a_diverged_seed_decides_nothing_and_is_not_dropped(runs):
 def test_a_quantity_without_a_logarithm_has_no_interval():
     assert math.isnan(_interval([1.0, 0.0], "log").mean)
     assert _interval([1.0, 0.0], "linear").mean == 0.5
+
+
+def test_the_mean_is_of_the_logarithm_where_the_claim_is_of_a_ratio():
+    assert _interval([1.0, 100.0], "log").mean == pytest.approx(10.0)
+    assert _interval([1.0, 100.0], "linear").mean == pytest.approx(50.5)
 
 
 def test_a_stream_that_never_stops_refutes_a_prediction_that_it_does(runs):
