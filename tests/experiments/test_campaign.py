@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -99,6 +100,30 @@ def test_a_campaign_stops_at_its_deadline_and_goes_on(corpus, cache, tmp_path, m
     tokens = {run["summary"]["training"]["tokens"] for run in packed["runs"].values()}
     assert tokens == {3 * plan.batch_size * PRESETS["tiny"].context}  # equal for every run
     assert set(pd.read_csv(tmp_path / "packed" / "tables" / "loops.csv")["run"]) == set(runs)
+
+
+def test_after_the_deadline_no_run_is_begun_and_before_it_each_as_planned(corpus, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(campaign, "run", lambda config, *_, **__: begun.append(config))
+    plan = replace(plan_of(("scale_visible", 0), ("scale_invariant", 1)), batch_size=3, learning_rate=0.125)
+    late = replace(EXECUTION, deadline=time.monotonic())
+    assert campaign.carry_out(plan, corpus, CORPUS, tmp_path, late, lambda folder: None) == [] and not begun
+    campaign.carry_out(plan, corpus, CORPUS, tmp_path, EXECUTION, lambda folder: None)
+    assert [config.name for config in begun] == ["scale_visible-0", "scale_invariant-1"]
+    for config in begun:
+        training = config.training
+        assert (training.steps, training.batch_size, training.learning_rate) == (3, 3, 0.125)
+
+
+def test_a_rate_is_of_the_timed_steps_alone(corpus, make_config, monkeypatch):
+    clock, config = [0.0], make_config(batch_size=4)
+
+    def step(config, gradients, optimisers, windows, number):
+        clock[0] += 2.0 if number >= campaign.WARM_UP else 100.0
+
+    monkeypatch.setattr(campaign, "training_step", step)
+    monkeypatch.setattr(campaign, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert campaign.measured_rate(config, corpus, EXECUTION) == pytest.approx(4 * config.model.context / 2.0)
 
 
 def test_training_stops_at_the_deadline_and_keeps_its_state(corpus, tmp_path, capsys):

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from experiments.comparison import _claims, compare, require_comparable
+from experiments.comparison import _claims, compare, over_seeds, require_comparable
 from experiments.config import RunConfig, TrainingConfig
 from experiments.corpus import CorpusConfig
 from experiments.errors import UsageError
 from experiments.files import read_json
+from experiments.measure.statistics import Interval
 from experiments.provenance import provenance
 from experiments.readme import ROOT
 from experiments.variants import find
@@ -35,6 +36,12 @@ def verdict(blind, visible):
 )
 def test_the_ratio_claim(blind, visible, expected):
     assert verdict(blind, visible) == expected
+
+
+def test_one_seed_on_the_other_side_leaves_it_open_though_the_interval_does_not_reach_there():
+    interval = Interval(mean=1.9, low=1.8, high=2.0)
+    assert over_seeds([2.0] * 31, interval, 1.0, 1.0, "above") == "supported"
+    assert over_seeds([2.0] * 30 + [0.9], interval, 1.0, 1.0, "above") == "inconclusive"
 
 
 def test_the_interval_of_a_ratio_is_students_of_its_logarithm():
