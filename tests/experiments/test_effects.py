@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.effects import CORE, balanced, core_levels, effects
+from experiments.effects import CORE, balanced, core_levels, effects, factorial_runs, fraction, publish_factorial
+from experiments.errors import UsageError
 from experiments.factorial import FACTORS
+from experiments.files import read_json
+from experiments.readme import ROOT
 
 
 def design(factors, *, seeds, noise, planted):
@@ -86,6 +89,40 @@ def test_a_design_is_narrowed_to_the_seeds_that_every_cell_has():
     assert balanced(runs.iloc[2:], CORE, 8).empty and balanced(runs[:0], CORE, 8).empty
     with pytest.raises(ValueError, match="not an orthogonal design"):
         effects(runs.iloc[1:], CORE, "y")
+
+
+@pytest.fixture
+def committed(monkeypatch):
+    """The designed experiment as it was run; of its configurations only the names were kept."""
+    monkeypatch.setattr("experiments.effects.provenance", lambda summaries: "")
+    summaries = read_json(ROOT / "results" / "factorial" / "runs.json")
+    names = [summary["run"].rpartition("-") for summary in summaries]
+    return [s | {"variant": name, "seed": int(seed)} for s, (name, _, seed) in zip(summaries, names, strict=True)]
+
+
+def test_the_committed_effects_are_of_the_committed_runs(committed, tmp_path):
+    publish_factorial(committed, tmp_path)
+    for name in ("effects.csv", "runs.csv"):
+        found, stored = (pd.read_csv(folder / name) for folder in (tmp_path, ROOT / "results" / "factorial"))
+        pd.testing.assert_frame_equal(found, stored, rtol=1e-9)
+
+
+def test_the_half_fraction_is_adamw_s_and_of_the_two_levels(committed):
+    runs = factorial_runs(committed)
+    half = fraction(runs)
+    assert (len(runs), len(half)) == (28, 16)
+    assert set(half["optimiser"]) == {"adamw"} and set(half["readout"]) == {"raw", "rmsnorm"}
+
+
+def test_an_incomplete_half_fraction_is_refused(committed, tmp_path):
+    cell = "factorial_rmsnorm_tied_unit_learned_decay0.01_adamw"
+    (one,) = (summary for summary in committed if summary["variant"] == cell)
+    without = [summary for summary in committed if summary is not one]
+    beside = [summary for summary in committed if not summary["variant"].endswith("adamw")]
+    for summaries in (without, [*committed, one | {"seed": 1}], beside):  # of seed 1 there is one cell only
+        with pytest.raises(UsageError, match="the factorial is incomplete"):
+            publish_factorial(summaries, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_table_of_variants_holds_the_full_core_factorial(make_config):
