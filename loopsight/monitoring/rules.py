@@ -74,7 +74,8 @@ def _blind_growth(history: Sequence[Sample], ahead: Outlook) -> Alarm | None:
         f"{newest.l2_norm_after(k):.3g} in steps {history[0].step} to {newest.step}, and the loss does not see it "
         f"(radial gradient fraction {newest.total_radial_gradient_fraction[-1]:.1e} at the last loop, "
         f"{newest.isotropic_fraction:.1e} for a random gradient), while the last loop adds {100 * drive:.0f} %; "
-        "remedies: a readout that sees the scale, a penalty on the mean of h_k^2, or a normalisation between loops."
+        "remedies: a penalty on the mean of h_k^2, or a readout that sees the scale (a normalisation between loops "
+        "ends growth over loops, not over training)."
     )
     return Alarm(kind="blind growth", message=message)
 
