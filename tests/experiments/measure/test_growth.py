@@ -228,3 +228,31 @@ def test_a_random_stack_is_predicted_better_with_its_second_order(make_context):
     at_end = table[table["k"] == 64].set_index("method")
     error = (at_end["l2_norm_predicted"] / at_end["l2_norm_seen"] - 1).abs()
     assert error["direction_flow_second_order"] < 0.1 < error["diffusive"]
+
+
+def test_what_a_loop_loses_of_the_norm_is_in_the_predicted_slope(planted):
+    model = planted(lambda h: 0.9 * h + 3.0 * direction(h)).double()
+    with torch.no_grad():
+        states = unroll(model.step, model.embed(torch.arange(12).view(2, 6)), 64)
+        found = growth_exponent(model, limiting_direction(model, states[LOOPS]), states, LOOPS).set_index("quantity")
+    norms = [h.norm(dim=-1).mean().item() for h in states]
+    assert found.loc["slope_predicted", "estimate"] == pytest.approx(norms[LOOPS + 1] - norms[LOOPS], rel=1e-6)
+    assert found.loc["carry", "estimate"] == pytest.approx(0.9, rel=1e-6)
+
+
+def test_the_band_is_of_hindcasts_from_loop_1_on():
+    """From h_0, which no loop has made, the method is far off."""
+
+    def one_a_loop(h):
+        norms = h.norm(dim=-1)
+        while True:
+            norms = norms + 1.0
+            yield norms
+
+    unit = direction(torch.ones(2, 3, 8, dtype=torch.float64))
+    states = [50.0 * unit, *(k * unit for k in range(1, 9))]
+    table = growth({"one a loop": one_a_loop}, states, LOOPS)
+    assert (table["high"] - table["low"]).tolist() == pytest.approx([0.0] * 4)
+    late = [50.0 * unit, 10.0 * unit, *(k * unit for k in range(2, 9))]
+    table = growth({"one a loop": one_a_loop}, late, LOOPS)
+    assert (table["high"] - table["low"]).tolist() == pytest.approx([2 * loops * 3.0 for loops in range(1, 5)])
