@@ -369,7 +369,7 @@ def test_remedies():
     )
     require_said(f"higher by {observed[f'{tied}, between-loop norm: CE after - without, nats']} nats. **Damping**")
     require_said(f"over four loops: {both('damping: norm after / without')} times")
-    require_said(f"ends with {both(penalty, short)} times the norm without it, tied and untied, at no higher loss")
+    require_said(f"ends with {both(penalty, short)} times the norm without it, tied and untied, and no higher loss")
     require_said(f"with {both(between, short)} times. What lets a loss see the scale held it in both")
     after = {
         remedy: max(float(short[f"{variant}, {remedy}: norm after / before"]) for variant in (tied, untied))
