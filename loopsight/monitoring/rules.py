@@ -75,7 +75,7 @@ def _blind_growth(history: Sequence[Sample], ahead: Outlook) -> Alarm | None:
         f"(radial gradient fraction {newest.total_radial_gradient_fraction[-1]:.1e} at the last loop, "
         f"{newest.isotropic_fraction:.1e} for a random gradient), while the last loop adds {100 * drive:.0f} %; "
         "remedies: a penalty on the mean of h_k^2, or a readout that sees the scale (a normalisation between loops "
-        "ends growth over loops, not over training)."
+        "ends growth over loops, and need not end it over training)."
     )
     return Alarm(kind="blind growth", message=message)
 
