@@ -26,7 +26,8 @@ def run_arms(config: RunConfig, corpus: TokenCorpus, at: int, execution: Executi
 
     Raises:
         UsageError: the file is of another configuration.
-        RunError: it cannot be read, the audit names no remedy, or a loss became NaN or infinite.
+        RunError: it cannot be read, its arms began elsewhere, the audit names no remedy, or a loss became NaN or
+            infinite.
     """
     run: dict[str, Any] = {
         "run": config.name,
@@ -47,6 +48,11 @@ def run_arms(config: RunConfig, corpus: TokenCorpus, at: int, execution: Executi
     if run["complete"]:
         return run
     start = begin(config, corpus, at, execution)
+    if any(arm["before"] != asdict(start.validation) for arm in run["arms"]):
+        raise RunError(
+            f"{path} has arms from other weights (another machine or another number of threads); delete it to train "
+            "them again."
+        )
     run["parameters"] = start.parameters
     run["sessions"].append(describe(execution.device))
     done = {arm["remedy"] for arm in run["arms"]}

@@ -1,14 +1,18 @@
 """Arms are kept as they end, and are not trained twice."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from experiments.errors import RunError, UsageError
+from experiments.measure.validation import Validation
 from experiments.treatments import store
 from experiments.treatments.store import run_arms, stored
 from loopsight.auditing.report import Remedy
+
+VALIDATION = Validation(tokens=9, cross_entropy=[3.0], l2_norm={"mean": [1.0]}, rescaled_cross_entropy={"0.5": 3.0})
 
 
 def remedy(name):
@@ -22,14 +26,15 @@ def trained(monkeypatch):
 
     def begin(config, corpus, at, execution):
         calls.append("begin")
-        return SimpleNamespace(parameters=7, report=SimpleNamespace(remedies=(remedy("damping"), remedy("prayer"))))
+        report = SimpleNamespace(remedies=(remedy("damping"), remedy("prayer")))
+        return SimpleNamespace(parameters=7, report=report, validation=VALIDATION)
 
     def treat(config, corpus, start, chosen, execution):
         name = "none" if chosen is None else chosen.name
         calls.append(name)
         if name == "prayer" and calls.count("prayer") == 1:
             raise KeyboardInterrupt
-        return {"remedy": name}
+        return {"remedy": name, "before": asdict(VALIDATION)}
 
     monkeypatch.setattr(store, "begin", begin)
     monkeypatch.setattr(store, "treat", treat)
@@ -50,6 +55,17 @@ def test_an_interrupted_run_goes_on_with_the_arm_that_it_was_at(trained, make_co
     assert (run["parameters"], [r["name"] for r in run["remedies"]]) == (7, ["damping", "prayer"])
     trained.clear()
     assert run_arms(config, synthetic, 3, execution, path) == stored(path)[0] and not trained
+
+
+def test_arms_that_began_with_other_weights_are_refused(trained, make_config, synthetic, execution, tmp_path):
+    config, path = make_config(), tmp_path / "run.json"
+    with pytest.raises(KeyboardInterrupt):
+        run_arms(config, synthetic, 3, execution, path)
+    (run,) = stored(path)
+    run["arms"][0]["before"]["cross_entropy"] = [3.1]
+    path.write_text(json.dumps([run]))
+    with pytest.raises(RunError, match="has arms from other weights"):
+        run_arms(config, synthetic, 3, execution, path)
 
 
 def test_a_file_of_another_configuration_is_refused(trained, make_config, synthetic, execution, tmp_path):
