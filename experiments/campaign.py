@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import evidence
-from experiments.config import TRAINING_PRESETS, RunConfig, TrainingConfig, resolve
+from experiments.config import TRAINING_PRESETS, RunConfig, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus
 from experiments.errors import Interrupted, OutOfTime, RunError, UsageError, first_line
 from experiments.experiment import run
@@ -250,14 +250,3 @@ def _utilisation(summary: dict[str, Any], plan: Plan) -> float:
     config = RunConfig.from_dict(summary["config"])
     per_token = training_flops(config.model, config.supervision)
     return per_token * float(summary["training"]["tokens_per_second"]) / plan.matmul_peak
-
-
-def require_preset(preset: str) -> TrainingConfig:
-    """The training of a preset.
-
-    Raises:
-        UsageError: the preset is unknown.
-    """
-    if preset not in TRAINING_PRESETS:
-        raise UsageError(f"unknown preset '{preset}'; known: {', '.join(TRAINING_PRESETS)}.")
-    return TRAINING_PRESETS[preset]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.config import TRAINING_PRESETS, Optimiser, RunConfig, TrainingConfig, resolve
+from experiments.config import Optimiser, RunConfig, TrainingConfig, require_preset, resolve
 from experiments.corpus import CorpusConfig, TokenCorpus, default_cache, prepare
 from experiments.device import choose_device, make_arithmetic_repeatable
 from experiments.errors import UsageError, require_at_least
@@ -18,7 +18,7 @@ from experiments.experiment import run
 from experiments.tables import markdown, rows_as_markdown
 from experiments.training.trainer import Execution
 from experiments.variant import Variant
-from experiments.variants import VARIANTS, find, nearest_first, select
+from experiments.variants import VARIANTS, find, select
 from models import PRESETS, ModelConfig, resized
 
 MOST_NATS = 700.0  # whose exponential is still a number
@@ -189,7 +189,7 @@ def _require_packages() -> None:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-GIVEN = (
+FROM_PRESET = (
     "steps",
     "batch_size",
     "micro_batches",
@@ -203,11 +203,8 @@ GIVEN = (
 
 
 def _training(arguments: Arguments, variants: Sequence[Variant]) -> TrainingConfig:
-    if arguments.preset not in TRAINING_PRESETS:
-        known = ", ".join(nearest_first(arguments.preset, list(TRAINING_PRESETS)))
-        raise UsageError(f"unknown preset '{arguments.preset}'; known, nearest first: {known}.")
-    preset = TRAINING_PRESETS[arguments.preset]
-    given = {name: getattr(arguments, name) for name in GIVEN if getattr(arguments, name) is not None}
+    preset = require_preset(arguments.preset)
+    given = {name: getattr(arguments, name) for name in FROM_PRESET if getattr(arguments, name) is not None}
     for variant in variants:
         for name in sorted(variant.training.keys() & given.keys()):
             if variant.training[name] != given[name]:

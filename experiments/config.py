@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from experiments.corpus import CorpusConfig, TokenCorpus
-from experiments.variants import find
+from experiments.errors import UsageError
+from experiments.variants import find, nearest_first
 from models import PRESETS, BetweenConfig, ModelConfig, ReadoutConfig, Supervision
 
 Optimiser = Literal["adamw", "sgd", "muon"]
@@ -74,6 +75,18 @@ TRAINING_PRESETS: dict[str, TrainingConfig] = {
 """Batch and learning rate of 44m, 129m and 1.4b are the paper's; their steps are not (4 epochs of WikiText-103). The
 rate of cpu is the one of 3e-4, 1e-3, 3e-3 with the lowest validation loss of scale_visible and scale_invariant at 200
 steps; its steps are what two slow cores train in a minute and a half."""
+
+
+def require_preset(preset: str) -> TrainingConfig:
+    """The training of a preset.
+
+    Raises:
+        UsageError: the preset is unknown; the known ones are listed, nearest first.
+    """
+    if preset not in TRAINING_PRESETS:
+        known = ", ".join(nearest_first(preset, list(TRAINING_PRESETS)))
+        raise UsageError(f"unknown preset '{preset}'; known, nearest first: {known}.")
+    return TRAINING_PRESETS[preset]
 
 
 @dataclass(frozen=True, kw_only=True)

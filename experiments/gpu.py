@@ -61,12 +61,12 @@ def main() -> None:
         pack,
         queue,
         read_plan,
-        require_preset,
         require_same_plan,
         steps_of,
         unfinished,
         write_plan,
     )
+    from experiments.config import require_preset
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
     from experiments.errors import RunError, UsageError, require_at_least

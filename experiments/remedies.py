@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
-from experiments.errors import UsageError, exit_status, require_at_least  # noqa: E402
+from experiments.errors import exit_status, require_at_least  # noqa: E402
 
 NAME = "remedies"
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from experiments.command import require_seeds
-    from experiments.config import TRAINING_PRESETS, resolve
+    from experiments.config import require_preset, resolve
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
     from experiments.training.trainer import Execution
@@ -61,8 +61,7 @@ def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     require_at_least(1, at=arguments.at)
     require_at_least(arguments.at + 1, steps=arguments.steps)
     require_seeds(arguments.seeds)
-    if arguments.preset not in TRAINING_PRESETS:
-        raise UsageError(f"unknown preset '{arguments.preset}'; known: {', '.join(TRAINING_PRESETS)}.")
+    preset = require_preset(arguments.preset)
     variants = [variant for name in arguments.variants for variant in select(name)]
     execution = Execution(device=choose_device(arguments.device))
     size = PRESETS[arguments.preset]
@@ -76,7 +75,7 @@ def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 variant=variant.name,
                 preset=arguments.preset,
                 seed=seed,
-                training=replace(TRAINING_PRESETS[arguments.preset], steps=arguments.steps),
+                training=replace(preset, steps=arguments.steps),
                 corpus=corpus_config,
                 tokens=corpus,
             )

@@ -97,7 +97,7 @@ def invariance(
         2.0 * torch.rand(h.shape[:-1], generator=generator, dtype=h.dtype, device=h.device) - 1.0 for _ in range(DRAWS)
     ]
     moved = [_act(action, h, x[..., None]) for x in exponents]
-    random_change = mean_random_change(loss, h, moved, generator)
+    random_change = mean_random_change(loss, h, here, moved, generator)
     change, resolution = _largest_change(loss, h, moved)
     canary = _canary(h, normal(CANARY_CLASSES, h.shape[-1]) / h.shape[-1] ** 0.5)
     seen, canary_resolution = _largest_change(canary, h, moved)
@@ -126,9 +126,12 @@ def invariance(
     )
 
 
-def mean_random_change(loss: Loss, h: Tensor, moved: Sequence[Tensor], generator: torch.Generator) -> float:
-    """Mean |L(h + e) - L(h)| over random motions e, `DRAWS` for every moved state, as long as its at every token."""
-    here, changes = loss(h), []
+def mean_random_change(
+    loss: Loss, h: Tensor, here: Tensor, moved: Sequence[Tensor], generator: torch.Generator
+) -> float:
+    """Mean |L(h + e) - L(h)|, `here` being L(h), over `DRAWS` random motions e for every moved state, at every token as
+    long as that state's own."""
+    changes = []
     for state in moved:
         size = (state - h).norm(dim=-1, keepdim=True)
         for _ in range(DRAWS):

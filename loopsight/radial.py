@@ -61,10 +61,10 @@ def radial_gradient_fraction(loss: Callable[[Tensor], Tensor], h: Float[Tensor, 
     gradient = torch.autograd.grad(value, h, allow_unused=True)[0] if value.requires_grad else None
     if gradient is None:
         raise ValueError("the loss does not depend on h by differentiable operations (a no-grad region or a detach?).")
-    return radial_part(gradient, h.detach())
+    return fraction_along(gradient, h.detach())
 
 
-def radial_part(gradient: Float[Tensor, "*batch d"], h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+def fraction_along(gradient: Float[Tensor, "*batch d"], h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     """|<g, h>| / (|g| |h|) of every token, from a gradient in hand, in the dtype given; NaN where it is zero or NaN."""
     gradient, h = (x / x.abs().amax(-1, keepdim=True) for x in (gradient, h))  # squares of a small one underflow
     fraction = (gradient * h).sum(-1).abs() / (gradient.norm(dim=-1) * h.norm(dim=-1))

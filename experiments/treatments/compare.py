@@ -104,8 +104,8 @@ def _cost(remedy: str, variant: str) -> Estimate:
     """Cross-entropy after less that of the arm without a remedy, nats."""
 
     def estimate(arms: pd.DataFrame) -> "pd.Series[float]":
-        ends = (_column(arms, variant, which, "cross_entropy_after") for which in (remedy, NONE))
-        return next(ends) - next(ends)
+        with_it, without = (_column(arms, variant, arm, "cross_entropy_after") for arm in (remedy, NONE))
+        return with_it - without
 
     return estimate
 

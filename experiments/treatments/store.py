@@ -41,7 +41,7 @@ def run_arms(config: RunConfig, corpus: TokenCorpus, at: int, execution: Executi
         "complete": False,
     }
     if path.exists():
-        (found,) = stored(path)
+        found = stored(path)[0]
         if (found["config"], found["at"]) != (run["config"], at):
             raise UsageError(f"{path} is of another configuration; choose another --out, or delete it.")
         run = found

@@ -29,7 +29,7 @@ def finite_change(loss: Loss, h: Tensor, moved: Sequence[Tensor], generator: tor
     """
     here = loss(h)
     change = torch.stack([rms_over_tokens(loss(state) - here) for state in moved]).max()
-    return (change / mean_random_change(loss, h, moved, generator)).item()
+    return (change / mean_random_change(loss, h, here, moved, generator)).item()
 
 
 def translations(h: Tensor, vectors: Tensor) -> list[Tensor]:

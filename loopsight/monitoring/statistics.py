@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loopsight.increments import increment
 from loopsight.precision import predicted_freeze, widest
-from loopsight.radial import radial_part
+from loopsight.radial import fraction_along
 
 PIECE = 4096  # tokens converted to float64 at a time
 FREEZE_TOKENS = 256  # evenly spaced tokens that the distance to stagnation is estimated from
@@ -35,7 +35,7 @@ def radial_fraction(gradient: Float[Tensor, "*batch d"], h: Float[Tensor, "*batc
             `noise_floor`).
     """
     pieces = zip(gradient.reshape(-1, h.shape[-1]).split(PIECE), h.reshape(-1, h.shape[-1]).split(PIECE), strict=True)
-    return torch.cat([radial_part(widest(g), widest(x)) for g, x in pieces]).view(h.shape[:-1])
+    return torch.cat([fraction_along(widest(g), widest(x)) for g, x in pieces]).view(h.shape[:-1])
 
 
 def isotropic_fraction(d: int) -> float:

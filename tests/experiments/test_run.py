@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import command, figures
-from experiments.config import TrainingConfig
+from experiments.config import TRAINING_PRESETS, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("scale_visible-0", "terminal_scale_invariant-0", "scale_removing-0")
@@ -257,7 +257,7 @@ def test_what_is_not_given_is_the_presets_and_what_is_given_is_not(monkeypatch):
     preset = TrainingConfig(
         steps=9, batch_size=3, optimiser="sgd", schedule="cosine", warmup_steps=2, weight_decay=0.1, recompute=True
     )
-    monkeypatch.setitem(command.TRAINING_PRESETS, "tiny", preset)
+    monkeypatch.setitem(TRAINING_PRESETS, "tiny", preset)
     assert command._training(command.Arguments(variant="all", preset="tiny"), ()) == preset
     given = {"optimiser": "muon", "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0}
     arguments = command.Arguments(variant="all", preset="tiny", **given)

@@ -46,7 +46,7 @@ MODULES = (
 )  # fmt: skip
 NOT_FOR_INPUT = {
     "mean_random_change",
-    "radial_part",
+    "fraction_along",
     "rms_over_tokens",
     "widest",
 }  # of tensors checked by their callers
