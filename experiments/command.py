@@ -40,6 +40,8 @@ class Arguments:
     """Width of the model's state, of heads as wide as the preset's; the preset's when not given."""
     num_layers: int | None = None
     """Layers of the shared stack; the preset's when not given."""
+    embedding_multiplier: float | None = None
+    """Factor on the embeddings where they enter the loops, not on a head tied to them; the preset's when not given."""
     seeds: tuple[int, ...] = (0,)
     """One run a seed; the seed decides initial weights, data order and dropout."""
     out: Path = Path("runs")
@@ -220,7 +222,12 @@ def _training(arguments: Arguments, variants: Sequence[Variant]) -> TrainingConf
 
 def _size(arguments: Arguments) -> ModelConfig:
     try:
-        return resized(PRESETS[arguments.preset], d_model=arguments.d_model, num_layers=arguments.num_layers)
+        return resized(
+            PRESETS[arguments.preset],
+            d_model=arguments.d_model,
+            num_layers=arguments.num_layers,
+            embedding_multiplier=arguments.embedding_multiplier,
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 

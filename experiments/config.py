@@ -112,7 +112,8 @@ class RunConfig:
 
     def kind(self, free: Collection[str] = ()) -> tuple[Any, ...]:
         """What runs must share to be compared: all but variant, seed and the settings named in `free`."""
-        size = {name: getattr(self.model, name) for name in ("d_model", "num_layers", "num_loops")}
+        names = ("d_model", "num_layers", "num_loops", "embedding_multiplier")
+        size = {name: getattr(self.model, name) for name in names}
         settings = {"preset": self.preset, "corpus_key": self.corpus_key} | size | asdict(self.training)
         return tuple(value for name, value in settings.items() if name not in free)
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,9 +58,9 @@ def _step_axis(axes: Axes) -> None:
     axes.set(xlabel="training step", xscale="log")  # most of it happens in the first steps
 
 
-def _rate_axis(axes: Axes) -> None:
-    axes.set(xlabel="learning rate", xscale="log")
-    axes.set_xticks(sorted({float(rate) for line in axes.get_lines() for rate in np.asarray(line.get_xdata())}))
+def _setting_axis(setting: str, axes: Axes) -> None:
+    axes.set(xlabel=setting.replace("_", " "), xscale="log")
+    axes.set_xticks(sorted({float(value) for line in axes.get_lines() for value in np.asarray(line.get_xdata())}))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -146,19 +147,20 @@ def draw_training(path: Path, by_step: pd.DataFrame, looks: dict[str, Look]) -> 
     _draw_by_panel(path, by_step, "step", quantities, looks, _step_axis)
 
 
-def draw_rates(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
-    """Norm and cross-entropy after training, over the learning rate, by variant, with 95 % intervals over seeds.
+def draw_over(path: Path, runs: pd.DataFrame, setting: str, looks: dict[str, Look]) -> None:
+    """Norm and cross-entropy after training, over a setting, by variant, with 95 % intervals over seeds.
 
     Args:
         path: PNG to write.
-        runs: one row a run: `variant`, `seed`, `learning_rate`, `l2_norm`, `cross_entropy`.
+        runs: one row a run: `variant`, `seed`, `l2_norm`, `cross_entropy` and the setting.
+        setting: a column of positive numbers.
         looks: of every variant.
     """
     quantities = {
         "l2_norm": ("mean L2 norm after the last loop", True),
         "cross_entropy": ("its cross-entropy (nats)", False),
     }
-    _draw_by_panel(path, runs, "learning_rate", quantities, looks, _rate_axis)
+    _draw_by_panel(path, runs, setting, quantities, looks, partial(_setting_axis, setting))
 
 
 def draw_sizes(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:

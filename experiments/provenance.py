@@ -44,13 +44,13 @@ def _parameters(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def size_name(configs: Sequence[RunConfig]) -> str:
-    """The preset of all, and the widths and depths where they are not the preset's."""
+    """The preset of all, and its sizes where the runs have others."""
     preset = configs[0].preset
     others = []
-    for name in ("d_model", "num_layers"):
+    for name in ("d_model", "num_layers", "embedding_multiplier"):
         sizes = sorted({getattr(config.model, name) for config in configs})
         if sizes != [getattr(PRESETS[preset], name)]:
-            others.append(f"{name} {', '.join(map(str, sizes))}")
+            others.append(f"{name} {', '.join(f'{size:g}' for size in sizes)}")
     return f"Preset {preset}{' with ' if others else ''}{' and '.join(others)}"
 
 

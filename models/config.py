@@ -1,5 +1,6 @@
 """What a looped language model is made of, as data. A combination that makes no sense cannot be built."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -83,6 +84,8 @@ class ModelConfig:
         qk_norm: RMSNorm with gain on queries and keys, per head.
         embedding_std: standard deviation of token and position embeddings at initialisation; 1 is the paper's,
             0.02 the small-init control. Linear maps always take torch's default, U(-1/sqrt(fan_in), ...).
+        embedding_multiplier: fixed factor on the sum of both that becomes h_0, and not on a head tied to them; the
+            paper has none, Gemma sqrt(d_model).
         dropout: probability, on h_0 and on every branch output, in training mode.
     """
 
@@ -99,6 +102,7 @@ class ModelConfig:
     position: PositionKind = "learned"
     qk_norm: bool = False
     embedding_std: float = 1.0
+    embedding_multiplier: float = 1.0
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -117,6 +121,8 @@ class ModelConfig:
             raise ValueError(f"norm_eps must not be negative, got {self.norm_eps}.")
         if not self.embedding_std > 0.0:
             raise ValueError(f"embedding_std must be positive, got {self.embedding_std}.")
+        if not 0.0 < self.embedding_multiplier < math.inf:
+            raise ValueError(f"embedding_multiplier must be positive and finite, got {self.embedding_multiplier}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}.")
 

@@ -65,7 +65,7 @@ class LoopedLM(nn.Module):
             if time > self.config.context:
                 raise ValueError(f"{time} tokens in a row, but learned positions end at {self.config.context}.")
             h = h + self.position_embedding.weight[:time]
-        return self.embedding_dropout(h)
+        return self.embedding_dropout(self.config.embedding_multiplier * h)
 
     def step(self, h: Float[Tensor, "batch time d"]) -> Float[Tensor, "batch time d"]:
         """One loop, Phi: h_k to h_{k+1}."""

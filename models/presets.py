@@ -14,20 +14,28 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-def resized(size: ModelConfig, *, d_model: int | None = None, num_layers: int | None = None) -> ModelConfig:
-    """A size of another width or depth. Attention heads keep their width, so that their number follows.
+def resized(
+    size: ModelConfig,
+    *,
+    d_model: int | None = None,
+    num_layers: int | None = None,
+    embedding_multiplier: float | None = None,
+) -> ModelConfig:
+    """A size of another width, depth or h_0. Attention heads keep their width, so that their number follows.
 
     Args:
         size: where everything else is taken from.
         d_model: width of the state; `size`'s when None.
         num_layers: layers of the shared stack; `size`'s when None.
+        embedding_multiplier: factor on h_0; `size`'s when None.
 
     Raises:
-        ValueError: `d_model` is no multiple of the width of `size`'s heads, or one of them is below 1.
+        ValueError: `d_model` is no multiple of the width of `size`'s heads, or what `ModelConfig` refuses.
     """
     head = size.d_model // size.num_heads
     width = size.d_model if d_model is None else d_model
     if width % head:
         raise ValueError(f"d_model must be a multiple of the width of a head, {head}, got {width}.")
     layers = size.num_layers if num_layers is None else num_layers
-    return replace(size, d_model=width, num_heads=width // head, num_layers=layers)
+    multiplier = size.embedding_multiplier if embedding_multiplier is None else embedding_multiplier
+    return replace(size, d_model=width, num_heads=width // head, num_layers=layers, embedding_multiplier=multiplier)

@@ -1,4 +1,4 @@
-"""Pairs of variants over learning rates and sizes, with predictions made before the runs. One module a grid."""
+"""Pairs of variants under several settings, with predictions made before the runs. One module a grid."""
 
 from experiments.grids.design import Grid
 from experiments.grids.rates import RATES

@@ -22,6 +22,7 @@ class Setting(NamedTuple):
     warmup_steps: int = 0
     d_model: int = PRESETS["cpu"].d_model
     num_layers: int = PRESETS["cpu"].num_layers
+    embedding_multiplier: float = PRESETS["cpu"].embedding_multiplier
 
 
 Cell = tuple[str, Setting]
@@ -33,7 +34,13 @@ def setting_of(summary: dict[str, Any]) -> Setting:
     """The setting of a run, from its summary."""
     config = RunConfig.from_dict(summary["config"])
     training, model = config.training, config.model
-    return Setting(training.learning_rate, training.warmup_steps, model.d_model, model.num_layers)
+    return Setting(
+        training.learning_rate,
+        training.warmup_steps,
+        model.d_model,
+        model.num_layers,
+        model.embedding_multiplier,
+    )
 
 
 def column_of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Series[float]":

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.curves import Look
 from experiments.expectations import Side
-from experiments.figures import draw_common, draw_rates
+from experiments.figures import draw_common, draw_over
 from experiments.grids.design import (
     Cell,
     Estimand,
@@ -45,7 +45,7 @@ def _cost_of_blindness(schedule: Setting) -> Estimate:
 
 
 def _draw(out: Path, runs: pd.DataFrame, common: pd.DataFrame, looks: dict[str, Look]) -> None:
-    draw_rates(out / "rates.png", runs[runs["warmup_steps"] == 0], looks)
+    draw_over(out / "rates.png", runs[runs["warmup_steps"] == 0], "learning_rate", looks)
     at_high = (common["learning_rate"] == HIGH.learning_rate) & (common["warmup_steps"] == HIGH.warmup_steps)
     draw_common(out / "common.png", common[at_high & (common["step"] > 0)], looks)
 

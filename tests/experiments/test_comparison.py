@@ -161,7 +161,9 @@ def test_runs_of_different_kinds_are_refused(tmp_path):
         compare([summary("scale_visible", 0, 4.0), other], tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("d_model", 64), ("num_layers", 2), ("num_loops", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("d_model", 64), ("num_layers", 2), ("num_loops", 3), ("embedding_multiplier", 0.5)]
+)
 def test_models_of_different_sizes_are_refused_unless_their_size_is_free(name, value):
     one, other = summary("scale_visible", 0, 4.0), summary("scale_visible", 0, 4.0)
     other["config"]["model"][name] = value

@@ -110,11 +110,12 @@ def test_more_loops_than_trained_are_evaluated_from_the_same_checkpoint(sweep, c
 
 def test_a_model_of_another_size_is_trained_and_told_from_the_preset_s(cache, tmp_path, inside):
     arguments = ["--variant", "layernorm", *TINY, "--out", tmp_path, "--cache", cache, "--num-layers", 2]
-    done = inside(*arguments, "--d-model", 64)
+    done = inside(*arguments, "--d-model", 64, "--embedding-multiplier", 0.5)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "layernorm-0" / "summary.json").read_text())
     model = summary["config"]["model"]
     assert (model["d_model"], model["num_layers"], model["num_heads"]) == (64, 2, 4)
+    assert model["embedding_multiplier"] == 0.5
     assert summary["parameters"] > 16 * 2 * 64**2
     other = inside(*arguments, "--resume")
     assert other.returncode == 2 and "model" in other.stderr
@@ -150,6 +151,7 @@ def test_a_run_reads_back_as_the_model_that_was_trained(sweep, cache):
         (["--variant", "scale_visible", "--seeds", "99999999999999999999"], "--seeds must be different"),
         (["--variant", "scale_visible", "--learning-rate", "nan"], "learning_rate must be positive and finite"),
         (["--variant", "scale_visible", "--d-model", "100"], "d_model must be a multiple of the width of a head"),
+        (["--variant", "scale_visible", "--embedding-multiplier", "0"], "embedding_multiplier must be positive"),
         (["--variant", "scale_visible", "--num-layers", "0"], "num_layers must be at least 1"),
         (["--variant", "scale_visible", "--out", __file__ + "/below"], "cannot make the folder"),
         (["--variant", "scale_visible", "--out", __file__], "is not a folder"),

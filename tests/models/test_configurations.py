@@ -1,5 +1,7 @@
 """Every configuration that can be built works; those that make no sense cannot be built."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ CHANGES = st.fixed_dictionaries(
         "qk_norm": st.booleans(),
         "norm_eps": st.sampled_from([0.0, 1e-6, 1e-2]),
         "embedding_std": st.sampled_from([1.0, 0.02]),
+        "embedding_multiplier": st.sampled_from([1.0, 0.25, 4.0]),
         "dropout": st.sampled_from([0.0, 0.1]),
     }
 )
@@ -67,6 +70,8 @@ POSITIVE = ("d_model", "num_layers", "num_heads", "vocab_size", "context", "num_
         ),
         (dict(norm_eps=-1e-6), "norm_eps must not be negative, got -1e-06"),
         (dict(embedding_std=0.0), "embedding_std must be positive, got 0.0"),
+        (dict(embedding_multiplier=0.0), "embedding_multiplier must be positive and finite, got 0.0"),
+        (dict(embedding_multiplier=math.inf), "embedding_multiplier must be positive and finite, got inf"),
         (dict(dropout=1.0), r"dropout must lie in \[0, 1\), got 1.0"),
         (dict(dropout=-0.1), r"dropout must lie in \[0, 1\), got -0.1"),
         (dict(dropout=float("nan")), r"dropout must lie in \[0, 1\), got nan"),

@@ -61,6 +61,8 @@ def test_a_resized_preset_keeps_the_width_of_its_heads_and_all_else():
     deep = resized(PRESETS["cpu"], num_layers=8)
     assert deep == replace(PRESETS["cpu"], num_layers=8)
     assert resized(PRESETS["44m"]) == PRESETS["44m"]
+    assert resized(deep, embedding_multiplier=0.25) == replace(deep, embedding_multiplier=0.25)
+    assert resized(replace(deep, embedding_multiplier=0.25), num_layers=2).embedding_multiplier == 0.25
 
 
 def test_a_width_that_heads_do_not_divide_is_refused():

@@ -88,3 +88,12 @@ def test_embeddings_start_at_the_asked_standard_deviation(build, std):
     model = build(vocab_size=2000, context=2000, embedding_std=std)
     for embedding in (model.token_embedding, model.position_embedding):
         assert embedding.weight.std().item() == pytest.approx(std, rel=0.02)
+
+
+def test_a_multiplier_is_of_the_state_that_enters_and_of_no_head(build):
+    plain, louder = build(), build(embedding_multiplier=4.0)
+    tokens = torch.arange(10).view(2, 5)
+    assert torch.equal(louder.embed(tokens), 4.0 * plain.embed(tokens))
+    h = torch.randn(2, 5, 12)
+    assert torch.equal(louder.step(h), plain.step(h)) and torch.equal(louder.readout(h), plain.readout(h))
+    assert torch.equal(louder(tokens, 0)[0], louder.embed(tokens))

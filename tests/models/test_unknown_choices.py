@@ -25,6 +25,10 @@ SIZE = {"d_model": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 5, "context
         (lambda: ModelConfig(**SIZE, position="alibi"), "unknown position 'alibi'; known: learned, rotary"),
         (lambda: ModelConfig(**SIZE, norm_eps=math.nan), "norm_eps must not be negative, got nan"),
         (lambda: ModelConfig(**SIZE, embedding_std=math.nan), "embedding_std must be positive, got nan"),
+        (
+            lambda: ModelConfig(**SIZE, embedding_multiplier=math.nan),
+            "embedding_multiplier must be positive and finite",
+        ),
         (lambda: Supervision(placement="dense"), "unknown placement 'dense'; known: terminal, per_loop"),
         (lambda: Supervision(norm_penalty=math.nan), "norm_penalty must be positive"),
         (lambda: Supervision().loop_weights(0), "at least one loop"),

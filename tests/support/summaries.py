@@ -12,7 +12,12 @@ from models import PRESETS, resized
 
 def summary_of(variant: str, setting: Setting, seed: int, norm: float, loss: float = 3.0) -> dict[str, Any]:
     """A run of the cpu preset with two loops and 200 steps."""
-    size = resized(replace(PRESETS["cpu"], num_loops=2), d_model=setting.d_model, num_layers=setting.num_layers)
+    size = resized(
+        replace(PRESETS["cpu"], num_loops=2),
+        d_model=setting.d_model,
+        num_layers=setting.num_layers,
+        embedding_multiplier=setting.embedding_multiplier,
+    )
     config = RunConfig(
         variant=variant,
         preset="cpu",

@@ -18,7 +18,7 @@ RATES = ROOT / "results" / "rates"
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
-    for name in ("draw_rates", "draw_common"):
+    for name in ("draw_over", "draw_common"):
         monkeypatch.setattr(f"experiments.grids.rates.{name}", lambda *_: None)
     monkeypatch.setattr("experiments.grids.sizes.draw_sizes", lambda *_: None)
 

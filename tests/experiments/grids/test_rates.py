@@ -10,7 +10,7 @@ from summaries import summary_of
 from experiments.config import RunConfig
 from experiments.curves import look
 from experiments.errors import UsageError
-from experiments.figures import draw_common, draw_rates
+from experiments.figures import draw_common, draw_over
 from experiments.grids import GRIDS
 from experiments.grids.compare import compare_grid, identity
 from experiments.grids.design import Setting
@@ -34,7 +34,7 @@ AT_MIDDLE = {TIED_BLIND: 600.0, TIED_RAW: 5.0, UNTIED_BLIND: 60.0, UNTIED_RAW: 2
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
-    for name in ("draw_rates", "draw_common"):
+    for name in ("draw_over", "draw_common"):
         monkeypatch.setattr(f"experiments.grids.rates.{name}", lambda *_: None)
 
 
@@ -234,7 +234,7 @@ def test_the_figure_over_rates_has_its_ticks_at_the_rates(kept, tmp_path):
         for seed in (0, 1)
         for rate in (3e-4, 1e-3, 3e-3)
     ]
-    draw_rates(tmp_path / "rates.png", pd.DataFrame(rows), looks([TIED_BLIND, UNTIED_BLIND]))
+    draw_over(tmp_path / "rates.png", pd.DataFrame(rows), "learning_rate", looks([TIED_BLIND, UNTIED_BLIND]))
     (figure,) = kept
     norms, losses = figure.axes[:2], figure.axes[2:]
     for axes in norms:

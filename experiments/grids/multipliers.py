@@ -1,0 +1,88 @@
+"""What a tied, blind norm owes to the token's own embedding: the factor between head and h_0, head untouched.
+
+A tied head multiplies the state by the very embedding it began as. Behind a readout sqrt(d) h / |h|, with h = m e + b,
+m the embedding multiplier, the logit of the token that went in is sqrt(d) (m |e|^2 + <b, e>) / |h|: d^1.5 m / |h| for
+embeddings N(0, 1) and updates b across them, 128 before any update at width 128. A blind model can make that small by
+|h| alone, which must then be in proportion to m; a raw one, whose logits are <h, e>, only by updates against e.
+How much of the embedding is left along itself, <h_K, e> / <h_0, e>, tells the two ways apart.
+
+The predictions (1) to (8) were made before the runs that they are of (LOG.md, 2026-11-30).
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.curves import Look
+from experiments.expectations import Side
+from experiments.figures import draw_over
+from experiments.grids.design import Estimand, Grid, Setting, loss_difference, norm_quotient
+from experiments.grids.rates import MIDDLE, PAIRS
+
+TIED, UNTIED = "tied, N(0, 1)", "untied, N(0, 1)"
+BLIND, RAW = PAIRS[TIED]
+UNTIED_BLIND, UNTIED_RAW = "untied_scale_invariant", "untied_scale_visible"
+SMALLEST, SMALL, ONE, LARGE = (MIDDLE._replace(embedding_multiplier=factor) for factor in (1 / 16, 1 / 4, 1.0, 4.0))
+MULTIPLIERS = {SMALLEST: "1/16", SMALL: "1/4", ONE: "1", LARGE: "4"}
+
+
+def _norms(quantity: str, variant: str, above: Setting, below: Setting, side: Side | None, bound: float) -> Estimand:
+    """The quotient of a variant's final norms under two settings."""
+    estimate = norm_quotient((variant, above), (variant, below))
+    return Estimand(quantity=quantity, estimate=estimate, side=side, bound=bound)
+
+
+def _losses(quantity: str, variant: str, first: Setting, second: Setting, side: Side | None = None) -> Estimand:
+    """The difference of a variant's final cross-entropies under two settings."""
+    estimate = loss_difference((variant, first), (variant, second))
+    return Estimand(quantity=quantity, estimate=estimate, side=side, bound=0.0, geometric=False)
+
+
+def _tied_over_untied(runs: pd.DataFrame) -> "pd.Series[float]":
+    """How much more the norm of the tied blind model follows the multiplier from 1 to 4."""
+    tied, untied = (norm_quotient((variant, LARGE), (variant, ONE))(runs) for variant in (BLIND, UNTIED_BLIND))
+    return tied / untied
+
+
+def _draw(out: Path, runs: pd.DataFrame, _: pd.DataFrame, looks: dict[str, Look]) -> None:
+    draw_over(out / "multipliers.png", runs, "embedding_multiplier", looks)
+
+
+MULTIPLIER_GRID = Grid(
+    pairs={TIED: (BLIND, RAW), UNTIED: (UNTIED_BLIND, UNTIED_RAW)},
+    heading="embedding multiplier",
+    settings=MULTIPLIERS,
+    judgements=(
+        _norms("(1) tied, blind: norm at 4 / at 1", BLIND, LARGE, ONE, "above", 2.0),
+        _norms("(2) tied, blind: norm at 1/4 / at 1", BLIND, SMALL, ONE, "below", 0.5),
+        _norms("(3) tied, blind: norm at 1/16 / at 1/4", BLIND, SMALLEST, SMALL, "below", 1.0),
+        Estimand(
+            quantity="(4) blind: norm at 4 / at 1, tied over untied",
+            estimate=_tied_over_untied,
+            side="above",
+        ),
+        _losses("(5) tied, raw: CE at 1/4 - at 1, nats", RAW, SMALL, ONE, "below"),
+        _losses("(6) tied, blind: CE at 1/4 - at 1, nats", BLIND, SMALL, ONE, "below"),
+        *(
+            _norms(f"{head}, {readout}: norm at {MULTIPLIERS[setting]} / at 1", variant, setting, ONE, None, 1.0)
+            for head, readout, variant, settings in (
+                ("tied", "blind", BLIND, (SMALLEST,)),
+                ("tied", "raw", RAW, (SMALLEST, SMALL, LARGE)),
+                ("untied", "blind", UNTIED_BLIND, (SMALLEST, SMALL, LARGE)),
+                ("untied", "raw", UNTIED_RAW, (SMALLEST, SMALL, LARGE)),
+            )
+            for setting in settings
+        ),
+        *(
+            _losses(f"{head}, {readout}: CE at {MULTIPLIERS[setting]} - at 1, nats", variant, setting, ONE)
+            for head, readout, variant, settings in (
+                ("tied", "blind", BLIND, (SMALLEST, LARGE)),
+                ("tied", "raw", RAW, (SMALLEST, LARGE)),
+                ("untied", "blind", UNTIED_BLIND, (SMALLEST, SMALL, LARGE)),
+                ("untied", "raw", UNTIED_RAW, (SMALLEST, SMALL, LARGE)),
+            )
+            for setting in settings
+        ),
+    ),
+    draw=_draw,
+)
