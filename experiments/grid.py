@@ -48,14 +48,16 @@ def main() -> None:
                     print(f"left out, {what}: {', '.join(runs)} of {each.folder}", file=sys.stderr)
         summaries = [summary for each in found for summary in each.summaries]
         require_cells(summaries)
-        tables = []
+        parts: dict[str, list[pd.DataFrame]] = {table: [] for table in ("common", *GRIDS[name].ends)}
         for each in found:
             for summary in each.summaries:
                 run = each.place / summary["run"]
                 if not each.packed:
-                    measure_run(run, arguments.cache, questions=questions_of("common"))
-                tables.append(read_table(run, "common").assign(**identity(summary)))
-    text = compare_grid(name, GRIDS[name], summaries, pd.concat(tables, ignore_index=True), results)
+                    measure_run(run, arguments.cache, questions=questions_of(*parts))
+                for table, of_runs in parts.items():
+                    of_runs.append(read_table(run, table).assign(**identity(summary)))
+    tables = {table: pd.concat(of_runs, ignore_index=True) for table, of_runs in parts.items()}
+    text = compare_grid(name, GRIDS[name], summaries, tables, results)
     for each in found:
         if each.summaries and not each.packed:
             each.pack_into(results)

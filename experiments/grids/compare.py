@@ -1,6 +1,6 @@
 """The runs of a grid side by side: a table of its cells, the predictions with their verdicts, the figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,25 @@ NOTE = (
 )
 
 
-def compare_grid(name: str, grid: Grid, summaries: Sequence[dict[str, Any]], common: pd.DataFrame, out: Path) -> str:
+def compare_grid(
+    name: str, grid: Grid, summaries: Sequence[dict[str, Any]], tables: Mapping[str, pd.DataFrame], out: Path
+) -> str:
     """Write runs, verdicts, figures and Markdown into `out`; return the Markdown.
 
     Args:
         name: of the Markdown file.
         grid: what is compared.
         summaries: the contents of its runs' `summary.json`; equal in all but variant, seed and setting.
-        common: their tables `common`, with the columns of `identity`.
+        tables: `common` and those of `grid.ends`, each of all runs, with the columns of `identity`.
         out: folder.
 
     Raises:
         UsageError: as `require_cells`, or a run has no table.
     """
     require_cells(summaries)
+    common = tables["common"]
     _require_kept_weights(summaries, common)
-    runs = _runs(summaries, common)
+    runs = _runs(grid, summaries, tables)
     rows = [judgement.judge(runs) for judgement in grid.judgements]
     rows.sort(key=lambda row: not row.quantity.startswith("("))  # predictions first
     text = "\n\n".join([_cell_table(grid, runs), rows_as_markdown(as_dicts(rows)), NOTE + provenance(summaries)])
@@ -75,11 +78,12 @@ def _require_kept_weights(summaries: Sequence[dict[str, Any]], common: pd.DataFr
             raise UsageError(f"{summary['run']} kept no weights along training; train it again with --snapshots 10.")
 
 
-def _runs(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> pd.DataFrame:
+def _runs(grid: Grid, summaries: Sequence[dict[str, Any]], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row a run, in the order of settings and variants."""
     keys = list(identity(summaries[0]))
     courses = (
-        common.sort_values("step")
+        tables["common"]
+        .sort_values("step")
         .groupby(keys)
         .agg(
             largest_norm=("l2_norm", "max"),
@@ -95,7 +99,9 @@ def _runs(summaries: Sequence[dict[str, Any]], common: pd.DataFrame) -> pd.DataF
         }
         for summary in summaries
     ]
-    return pd.DataFrame(rows).join(courses, on=keys).sort_values(keys, ignore_index=True)
+    ends = [tables[table].groupby(keys)[list(columns)].last() for table, columns in grid.ends.items()]
+    of_runs = pd.concat([courses, *ends], axis=1)
+    return pd.DataFrame(rows).join(of_runs, on=keys).sort_values(keys, ignore_index=True)
 
 
 def _cell_table(grid: Grid, runs: pd.DataFrame) -> str:

@@ -1,7 +1,7 @@
 """A grid: pairs of variants under several settings of training and size, and what was predicted of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +130,7 @@ class Grid:
         heading: what tells the settings apart, in words.
         settings: setting to its name, in the order of the table.
         judgements: lines of the table of predictions.
+        ends: table of a run to the columns of it whose last row belongs to what is told of the run.
         draw: makes the figures in a folder, from one row a run, one row a run and kept step, and the looks of the
             variants.
     """
@@ -139,6 +140,7 @@ class Grid:
     settings: Mapping[Setting, str]
     judgements: Sequence[Estimand | InEveryRun]
     draw: Callable[[Path, pd.DataFrame, pd.DataFrame, dict[str, Look]], None]
+    ends: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def has(self, summary: dict[str, Any]) -> bool:
         """Whether a run is of one of the cells."""

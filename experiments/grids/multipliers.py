@@ -2,8 +2,9 @@
 
 A tied head multiplies the state by the very embedding it began as. Behind a readout sqrt(d) h / |h|, with h = m e + b,
 m the embedding multiplier, the logit of the token that went in is sqrt(d) (m |e|^2 + <b, e>) / |h|: d^1.5 m / |h| for
-embeddings N(0, 1) and updates b across them, 128 before any update at width 128. A blind model can make that small by
-|h| alone, which must then be in proportion to m; a raw one, whose logits are <h, e>, only by updates against e.
+embeddings N(0, 1) and b across them, 90 at width 128 where b is no more than a learned position as large as e. A blind
+model can make that small by |h| alone, which must then be in proportion to m; a raw one, whose logits are <h, e>, only
+by updates against e.
 How much of the embedding is left along itself, <h_K, e> / <h_0, e>, tells the two ways apart.
 
 The predictions (1) to (8) were made before the runs that they are of (LOG.md, 2026-11-30).
@@ -16,7 +17,7 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_over
-from experiments.grids.design import Estimand, Grid, Setting, loss_difference, norm_quotient
+from experiments.grids.design import Estimand, Grid, Setting, column_of, loss_difference, norm_quotient
 from experiments.grids.rates import MIDDLE, PAIRS
 
 TIED, UNTIED = "tied, N(0, 1)", "untied, N(0, 1)"
@@ -36,6 +37,17 @@ def _losses(quantity: str, variant: str, first: Setting, second: Setting, side: 
     """The difference of a variant's final cross-entropies under two settings."""
     estimate = loss_difference((variant, first), (variant, second))
     return Estimand(quantity=quantity, estimate=estimate, side=side, bound=0.0, geometric=False)
+
+
+def _left(quantity: str, variant: str, setting: Setting, side: Side | None = None) -> Estimand:
+    """How much of the embedding is left in the last state of a cell."""
+    return Estimand(
+        quantity=quantity,
+        estimate=lambda runs: column_of(runs, (variant, setting), "embedding_left"),
+        side=side,
+        bound=0.5,
+        geometric=False,
+    )
 
 
 def _tied_over_untied(runs: pd.DataFrame) -> "pd.Series[float]":
@@ -63,6 +75,8 @@ MULTIPLIER_GRID = Grid(
         ),
         _losses("(5) tied, raw: CE at 1/4 - at 1, nats", RAW, SMALL, ONE, "below"),
         _losses("(6) tied, blind: CE at 1/4 - at 1, nats", BLIND, SMALL, ONE, "below"),
+        _left("(7) tied, blind, at 1: left of the embedding", BLIND, ONE, "above"),
+        _left("(8) tied, raw, at 1: left of the embedding", RAW, ONE, "below"),
         *(
             _norms(f"{head}, {readout}: norm at {MULTIPLIERS[setting]} / at 1", variant, setting, ONE, None, 1.0)
             for head, readout, variant, settings in (
@@ -83,6 +97,17 @@ MULTIPLIER_GRID = Grid(
             )
             for setting in settings
         ),
+        *(
+            _left(f"{head}, {readout}, at {MULTIPLIERS[setting]}: left of the embedding", variant, setting)
+            for head, readout, variant, settings in (
+                ("tied", "blind", BLIND, (SMALLEST, SMALL, LARGE)),
+                ("tied", "raw", RAW, (SMALLEST, SMALL, LARGE)),
+                ("untied", "blind", UNTIED_BLIND, MULTIPLIERS),
+                ("untied", "raw", UNTIED_RAW, MULTIPLIERS),
+            )
+            for setting in settings
+        ),
     ),
     draw=_draw,
+    ends={"own_token": ("embedding_left", "own_log_probability")},
 )

@@ -25,6 +25,7 @@ from experiments.measure import (
     halting,
     increments,
     loops,
+    own_token,
     precision,
     radial,
     scale_sensitivity,
@@ -57,6 +58,7 @@ SUITE = (
     Measure(tables=("growth", "growth_exponent"), measure=growth.measure),
     Measure(tables=("attribution", "pressure"), measure=attribution.measure),
     Measure(tables=("common",), measure=common_vector.measure),
+    Measure(tables=("own_token",), measure=own_token.measure),
     Measure(tables=("deferred", "coefficient_law"), measure=deferred.measure),
 )
 

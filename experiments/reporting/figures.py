@@ -205,6 +205,25 @@ def pressure(runs: Runs) -> Figure | None:
     return drawn[0]
 
 
+def own_token(runs: Runs) -> Figure | None:
+    drawn = by_panel(
+        runs,
+        "own_token",
+        "k",
+        "embedding_left",
+        xlabel="loop k",
+        ylabel="<h_k, e> / <h_0, e>",
+        log=False,
+    )
+    if drawn is None:
+        return None
+    for axes in drawn[1]:
+        symlog(axes, "y", 1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shared_legend(drawn[0])
+    return drawn[0]
+
+
 def common(runs: Runs) -> Figure | None:
     drawn = by_panel(
         runs, "common", "step", "common_fraction", xlabel="training step", ylabel="common fraction of h_K", log=False

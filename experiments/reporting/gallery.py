@@ -175,6 +175,15 @@ PICTURES = (
         draw=figures.common,
     ),
     Picture(
+        key="own_token",
+        title="What is left of the token that went in",
+        caption="Inner product of the state with the token's embedding, sums over tokens, over that before the first "
+        "loop: a readout that normalises need not take it back, a raw one with a tied head must. " + BAND,
+        table="own_token",
+        column="embedding_left",
+        draw=figures.own_token,
+    ),
+    Picture(
         key="deferred",
         title="Deferred visibility",
         caption="How well the later readouts see the scale of h_k, against a random direction; above by loop, below as "

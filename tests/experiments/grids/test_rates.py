@@ -72,7 +72,7 @@ def commons(runs, most=0.999):
 
 def verdicts(cells, out, most=0.999):
     runs = [run for of_cell in cells.values() for run in of_cell]
-    compare_grid("rates", RATES, runs, commons(runs, most), out)
+    compare_grid("rates", RATES, runs, {"common": commons(runs, most)}, out)
     return json.loads((out / "claims.json").read_text())
 
 
@@ -165,7 +165,7 @@ def test_one_blind_run_that_differs_refutes_what_was_said_of_every_one(variant, 
     of_run &= common["learning_rate"] == schedule.learning_rate
     of_run &= common["warmup_steps"] == schedule.warmup_steps
     common.loc[of_run, "common_fraction"] = 0.2
-    compare_grid("rates", RATES, runs, common, tmp_path)
+    compare_grid("rates", RATES, runs, {"common": common}, tmp_path)
     (row,) = [row for row in json.loads((tmp_path / "claims.json").read_text()) if row["quantity"].startswith("(8)")]
     assert row["verdict"] == expected
     assert expected == "supported" or row["observed"] == "in 17 of 18, least 0.2"
@@ -204,7 +204,7 @@ def test_a_grid_has_its_cells_and_no_others():
 def test_runs_of_another_kind_are_refused(tmp_path):
     def refused(match, *runs):
         with pytest.raises(UsageError, match=match):
-            compare_grid("rates", RATES, runs, commons(runs), tmp_path)
+            compare_grid("rates", RATES, runs, {"common": commons(runs)}, tmp_path)
 
     first = summary_of(TIED_BLIND, HIGH, 3, 1.0)
     longer = summary_of(TIED_BLIND, LOW, 3, 1.0)
@@ -214,7 +214,7 @@ def test_runs_of_another_kind_are_refused(tmp_path):
     other = summary_of(TIED_BLIND, HIGH, 4, 1.0)
     for common in (commons([first]), commons([first]).head(0)):
         with pytest.raises(UsageError, match="kept no weights along training"):
-            compare_grid("rates", RATES, [first, other], common, tmp_path)
+            compare_grid("rates", RATES, [first, other], {"common": common}, tmp_path)
 
 
 def looks(variants):

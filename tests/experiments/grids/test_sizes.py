@@ -57,7 +57,7 @@ def judged(cells):
 def rows_of(cells, out):
     runs = [run for of_cell in cells.values() for run in of_cell]
     steps = [identity(run) | {"step": step, "l2_norm": 1.0, "common_fraction": 0.5} for run in runs for step in (0, 10)]
-    compare_grid("sizes", GRID, runs, pd.DataFrame(steps), out)
+    compare_grid("sizes", GRID, runs, {"common": pd.DataFrame(steps)}, out)
     return {row["quantity"]: row for row in json.loads((out / "claims.json").read_text())}
 
 

@@ -205,6 +205,12 @@ def tables(config, name, jitter):
             common_fraction=[0.1, 1.0 - 0.01 * jitter, 0.5],
             common_derivative=[-1.0, 0.1, 0.0],
         ),
+        "own_token": _frame(
+            k=[1, 2, 3, 4],
+            embedding_left=[1.1, 1.2, 1.3, 1.4 * jitter] if not raw else [0.3, 0.2, 0.1, 0.05 * jitter],
+            norm_ratio=[3.0, 5.0, 7.0, 9.0],
+            own_log_probability=[-9.0, -8.0, -7.0, -6.0],
+        ),
         "deferred": _deferred(jitter, theory=-4.0 if between else 0.0 if raw else -2.0, blind=not raw),
         "coefficient_law": _frame(
             placement=["terminal", "per_loop"],
