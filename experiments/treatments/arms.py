@@ -1,6 +1,7 @@
 """Go on training a blind model with a remedy that its audit names: does the norm stop growing, and what does it cost?
 
-An arm is one remedy, or none, from the same weights, optimiser state and batches on.
+An arm is one remedy, or none, or a control that does a part of what a remedy does, from the same weights, optimiser
+state and batches on.
 """
 
 import copy
@@ -28,6 +29,10 @@ from loopsight.auditing.report import Remedy
 from models import LoopedLM, Supervision
 
 NONE = "none"
+RESCALED = "rescaled embedding"
+AT_ENTRY = "between-loop norm at h_0's size"
+DETACHED = "raw readout, scale detached"
+CONTROLS = (RESCALED, AT_ENTRY, DETACHED)
 AUDITED_WINDOWS = 8  # of the held-out ones
 
 
@@ -44,17 +49,19 @@ class Entrance(nn.Module):
 
 
 class SeeingReadout(nn.Module):
-    """A model's own readout made to see the scale, at every loop or at every one but the last."""
+    """A model's own readout made to see the scale, at every loop or at every one but the last; with `detached` its
+    logits are as large as the state has become, but no gradient says so."""
 
-    def __init__(self, own: nn.Module, reference: float, *, last_too: bool) -> None:
+    def __init__(self, own: nn.Module, reference: float, *, last_too: bool, detached: bool = False) -> None:
         super().__init__()
-        self.own, self.reference, self.last_too = own, reference, last_too
+        self.own, self.reference, self.last_too, self.detached = own, reference, last_too, detached
 
     def forward(self, h: Float[Tensor, "*batch d"], *, is_last: bool) -> Float[Tensor, "*batch d"]:
-        own = partial(self.own, is_last=is_last)
         # On features: the head behind them is linear.
-        features: Tensor = own(h) if is_last and not self.last_too else remedies.raw_readout(own, h, self.reference)
-        return features
+        own: Tensor = self.own(h, is_last=is_last)
+        if is_last and not self.last_too:
+            return own
+        return remedies.raw_readout(lambda _: own, h.detach() if self.detached else h, self.reference)
 
 
 def apply(model: LoopedLM, supervision: Supervision, remedy: Remedy) -> Supervision:
@@ -72,7 +79,13 @@ def apply(model: LoopedLM, supervision: Supervision, remedy: Remedy) -> Supervis
         case "raw readout" | "final-only norm":
             last_too = remedy.name == "raw readout"
             model.readout_features = SeeingReadout(model.readout_features, setting, last_too=last_too)  # type: ignore[assignment]
-        case "between-loop norm":
+        case "raw readout, scale detached":
+            model.readout_features = SeeingReadout(model.readout_features, setting, last_too=True, detached=True)  # type: ignore[assignment]
+        case "rescaled embedding":
+            model.embedding_dropout = Entrance(
+                partial(remedies.rms_normalised, target=setting), model.embedding_dropout
+            )  # type: ignore[assignment]
+        case "between-loop norm" | "between-loop norm at h_0's size":
             model.between = Entrance(partial(remedies.rms_normalised, target=setting), model.between)
         case "damping":
             model.between = Entrance(partial(torch.mul, setting), model.between)
@@ -89,12 +102,14 @@ class Start:
         saved: its weights and the optimiser's state.
         parameters: how many there are.
         report: its audit.
+        entering_rms: root mean square of h_0, mean over tokens.
         validation: on held-out tokens.
     """
 
     saved: Checkpoint
     parameters: int
     report: AuditReport
+    entering_rms: float
     validation: Validation
 
 
@@ -110,7 +125,8 @@ def begin(config: RunConfig, corpus: TokenCorpus, at: int, execution: Execution)
     saved = checkpoints.capture(model, optimisers, at, config.to_dict(), checkpoints.random_state())
     windows = _held_out(config, corpus)
     model.eval()
-    report = audit(model, windows[:AUDITED_WINDOWS, :-1].to(execution.device), symmetries=False, seed=config.seed)
+    audited = windows[:AUDITED_WINDOWS, :-1].to(execution.device)
+    report = audit(model, audited, symmetries=False, seed=config.seed)
     if not report.remedies:
         scale = report.directions[0].verdict
         raise RunError(
@@ -121,7 +137,25 @@ def begin(config: RunConfig, corpus: TokenCorpus, at: int, execution: Execution)
         saved=saved,
         parameters=model.num_parameters(),
         report=report,
+        entering_rms=_entering_rms(model, audited),
         validation=_validated(config, model, windows),
+    )
+
+
+@torch.no_grad()
+def _entering_rms(model: LoopedLM, tokens: Int[Tensor, "batch time"]) -> float:
+    return model.embed(tokens).square().mean(-1).sqrt().mean().item()
+
+
+def controls(start: Start) -> tuple[Remedy, ...]:
+    """What a norm between loops does to h_0 and nothing else, one that leaves h_0 at its size, and the raw readout's
+    logits without their gradient to the scale."""
+    named, untreated = {remedy.name: remedy for remedy in start.report.remedies}, start.report.directions[0].verdict
+    norm, raw = named["between-loop norm"], named["raw readout"]
+    return (
+        replace(norm, name=RESCALED, verdict=untreated),
+        replace(norm, name=AT_ENTRY, setting=start.entering_rms),
+        replace(raw, name=DETACHED, verdict=untreated),
     )
 
 

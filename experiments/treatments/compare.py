@@ -1,6 +1,7 @@
 """Arms side by side: what each remedy did to the norm and to the loss, and what had been predicted of it.
 
-The predictions (1) to (5) were made before any arm of these variants was run (LOG.md, 2026-11-30).
+The predictions (1) to (5) were made before any arm of these variants was run, (6) to (10) before any control was
+(LOG.md, 2026-11-30).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from experiments.grids.design import Estimand, Estimate
 from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.provenance import provenance
 from experiments.tables import markdown, rows_as_markdown
-from experiments.treatments.arms import NONE
+from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, NONE, RESCALED
 
 TIED, UNTIED = "scale_invariant", "untied_small_init_scale_invariant"
 REMEDIES = ("norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping")
@@ -55,14 +56,14 @@ def compare_arms(runs: Sequence[dict[str, Any]], out: Path) -> str:
         with atomic_path(out / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g")
     write_json(out / "claims.json", as_dicts(rows))
-    draw_remedies(out / "remedies.png", by_step)
+    draw_remedies(out / "remedies.png", by_step[~by_step["remedy"].isin(CONTROLS)])
     with atomic_path(out / "remedies.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return text
 
 
 def _place(arm: dict[str, Any]) -> int:
-    return (NONE, *REMEDIES).index(arm["remedy"])
+    return (NONE, *REMEDIES, *CONTROLS).index(arm["remedy"])
 
 
 def _identity(run: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
@@ -91,13 +92,16 @@ def _growth(remedy: str, variant: str) -> Estimate:
     return estimate
 
 
-def _against_none(remedy: str, variant: str) -> Estimate:
-    """Norm after over that of the arm without a remedy."""
+def _against(other: str, remedy: str, variant: str) -> Estimate:
+    """Norm after over that of another arm."""
 
     def estimate(arms: pd.DataFrame) -> "pd.Series[float]":
-        return _column(arms, variant, remedy, "l2_norm_after") / _column(arms, variant, NONE, "l2_norm_after")
+        return _column(arms, variant, remedy, "l2_norm_after") / _column(arms, variant, other, "l2_norm_after")
 
     return estimate
+
+
+_against_none = partial(_against, NONE)
 
 
 def _cost(remedy: str, variant: str) -> Estimate:
@@ -138,6 +142,42 @@ JUDGEMENTS = (
         bound=0.1,
         geometric=False,
     ),
+    Estimand(
+        quantity=f"(6) {TIED}, {RESCALED}: norm after / without",
+        estimate=_against_none(RESCALED, TIED),
+        side="above",
+    ),
+    Estimand(
+        quantity=f"(7) {TIED}, {AT_ENTRY}: norm after / without",
+        estimate=_against_none(AT_ENTRY, TIED),
+        side="below",
+    ),
+    Estimand(
+        quantity=f"(8) {UNTIED}, {RESCALED}: CE after - without, nats",
+        estimate=_cost(RESCALED, UNTIED),
+        side="below",
+        bound=0.0,
+        geometric=False,
+    ),
+    *_of_both(
+        "(9) {}, raw readout: norm after / with the scale detached",
+        partial(_against, DETACHED, "raw readout"),
+        side="below",
+    ),
+    Estimand(
+        quantity=f"(10) {TIED}, {DETACHED}: CE after - without, nats",
+        estimate=_cost(DETACHED, TIED),
+        side="below",
+        bound=0.0,
+        geometric=False,
+    ),
+    Estimand(
+        quantity=f"(10) {UNTIED}, {DETACHED}: CE after - without, nats",
+        estimate=_cost(DETACHED, UNTIED),
+        side="above",
+        bound=0.0,
+        geometric=False,
+    ),
     *chain.from_iterable(
         _of_both(f"{{}}, {remedy}: norm after / before", partial(_growth, remedy))
         for remedy in REMEDIES
@@ -152,6 +192,15 @@ JUDGEMENTS = (
         _of_both(f"{{}}, {remedy}: CE after - without, nats", partial(_cost, remedy), geometric=False)
         for remedy in ("final-only norm", "between-loop norm", "damping")
     ),
+    Estimand(quantity=f"{UNTIED}, {RESCALED}: norm after / without", estimate=_against_none(RESCALED, UNTIED)),
+    Estimand(quantity=f"{UNTIED}, {AT_ENTRY}: norm after / without", estimate=_against_none(AT_ENTRY, UNTIED)),
+    *_of_both(f"{{}}, {DETACHED}: norm after / without", partial(_against_none, DETACHED)),
+    Estimand(
+        quantity=f"{TIED}, {RESCALED}: CE after - without, nats",
+        estimate=_cost(RESCALED, TIED),
+        geometric=False,
+    ),
+    *_of_both(f"{{}}, {AT_ENTRY}: CE after - without, nats", partial(_cost, AT_ENTRY), geometric=False),
 )
 """What was predicted, by number, and what was not."""
 

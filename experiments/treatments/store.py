@@ -12,13 +12,13 @@ from experiments.environment import describe
 from experiments.errors import RunError, UsageError
 from experiments.files import read_json, write_json
 from experiments.training.trainer import Execution
-from experiments.treatments.arms import NONE, begin, treat
+from experiments.treatments.arms import CONTROLS, NONE, begin, controls, treat
 
 KEYS = frozenset({"run", "variant", "seed", "at", "config", "parameters", "sessions", "corpus", "arms", "complete"})
 
 
 def run_arms(config: RunConfig, corpus: TokenCorpus, at: int, execution: Execution, path: Path) -> dict[str, Any]:
-    """All arms of one run; those that its file has already are not trained again.
+    """All arms of one run, its controls among them; those that its file has already are not trained again.
 
     Args:
         at: step at which the remedies are begun.
@@ -42,10 +42,11 @@ def run_arms(config: RunConfig, corpus: TokenCorpus, at: int, execution: Executi
     }
     if path.exists():
         found = stored(path)[0]
-        if (found["config"], found["at"]) != (run["config"], at):
+        if (RunConfig.from_dict(found["config"]), found["at"]) != (config, at):
             raise UsageError(f"{path} is of another configuration; choose another --out, or delete it.")
         run = found
-    if run["complete"]:
+    done = {arm["remedy"] for arm in run["arms"]}
+    if run["complete"] and done.issuperset(CONTROLS):
         return run
     start = begin(config, corpus, at, execution)
     if any(arm["before"] != asdict(start.validation) for arm in run["arms"]):
@@ -55,8 +56,7 @@ def run_arms(config: RunConfig, corpus: TokenCorpus, at: int, execution: Executi
         )
     run["parameters"] = start.parameters
     run["sessions"].append(describe(execution.device))
-    done = {arm["remedy"] for arm in run["arms"]}
-    for remedy in tqdm([None, *start.report.remedies], desc=config.name, unit="arm"):
+    for remedy in tqdm([None, *start.report.remedies, *controls(start)], desc=config.name, unit="arm"):
         name = NONE if remedy is None else remedy.name
         if name not in done:
             run["arms"].append(treat(config, corpus, start, remedy, execution))

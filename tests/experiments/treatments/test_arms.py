@@ -10,7 +10,7 @@ from experiments.errors import RunError
 from experiments.training.metrics import METRICS
 from experiments.training.trainer import train
 from experiments.treatments import arms
-from experiments.treatments.arms import Entrance, apply, begin, treat
+from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, RESCALED, Entrance, apply, begin, controls, treat
 from loopsight import LoopedMaps, remedies, unroll
 from models import LoopedLM
 from models.between import Damping
@@ -125,6 +125,67 @@ def test_a_final_only_norm_shows_the_scale_to_all_readouts_but_the_last(start):
     early = model.readout(h, is_last=False)
     torch.testing.assert_close(model.readout(2 * h, is_last=False), 2 * early)
     torch.testing.assert_close(early, before * h.square().mean(-1, keepdim=True).sqrt() / remedy.setting)
+
+
+def control_of(start, name):
+    return next(control for control in controls(start) if control.name == name)
+
+
+def test_controls_take_their_settings_from_the_remedies_whose_parts_they_are(start):
+    begun = start[1]
+    found = {control.name: control.setting for control in controls(begun)}
+    assert tuple(found) == CONTROLS
+    assert found[RESCALED] == remedy_of(begun, "between-loop norm").setting
+    assert found[DETACHED] == remedy_of(begun, "raw readout").setting
+    assert found[AT_ENTRY] == begun.entering_rms
+
+
+def test_the_size_of_h_0_is_that_of_the_started_model(start, synthetic):
+    config, begun = start
+    model = LoopedLM(config.model).eval()
+    model.load_state_dict(begun.saved.part("model"))
+    with torch.no_grad():
+        h = model.embed(arms._held_out(config, synthetic)[: arms.AUDITED_WINDOWS, :-1])
+    assert begun.entering_rms == pytest.approx(h.norm(dim=-1).mean().item() / config.model.d_model**0.5, rel=1e-5)
+
+
+def test_a_rescaled_embedding_is_what_a_norm_makes_of_the_first_entrance_alone(start):
+    config, begun = start
+    torch.manual_seed(0)
+    model = LoopedLM(config.model).eval()
+    tokens = torch.arange(12).view(2, 6)
+    before, h = model.embed(tokens), torch.randn(2, 6, config.model.d_model)
+    after = model.step(h)
+    control = control_of(begun, RESCALED)
+    assert apply(model, config.supervision, control) == config.supervision
+    torch.testing.assert_close(model.embed(tokens), remedies.rms_normalised(before, control.setting))
+    assert torch.equal(model.step(h), after)
+
+
+def test_a_norm_at_the_size_of_h_0_leaves_its_size_and_takes_that_of_the_rest(start):
+    config, begun = start
+    model = LoopedLM(config.model).eval()
+    model.load_state_dict(begun.saved.part("model"))
+    h = model.embed(torch.arange(12).view(2, 6))
+    apply(model, config.supervision, control_of(begun, AT_ENTRY))
+    entered = model.between(h).norm(dim=-1).mean()
+    torch.testing.assert_close(entered, h.norm(dim=-1).mean(), rtol=0.2, atol=0.0)
+    torch.testing.assert_close(model.between(100 * h), model.between(h))
+
+
+def test_a_detached_scale_is_in_the_logits_and_not_in_their_gradient(start):
+    config, begun = start
+    h = torch.randn(3, config.model.d_model, requires_grad=True)
+    logits, radial = {}, {}
+    for treatment in (remedy_of(begun, "raw readout"), control_of(begun, DETACHED)):
+        torch.manual_seed(0)
+        model = LoopedLM(config.model)
+        apply(model, config.supervision, treatment)
+        logits[treatment.name] = model.readout(h, is_last=False)
+        (gradient,) = torch.autograd.grad(logits[treatment.name].square().sum(), h)
+        radial[treatment.name] = (gradient * h).sum(-1).abs() / (gradient.norm(dim=-1) * h.norm(dim=-1))
+    torch.testing.assert_close(logits["raw readout"], logits[DETACHED])
+    assert radial[DETACHED].max() < 1e-4 < 0.05 < radial["raw readout"].min()
 
 
 def test_a_penalty_is_the_audits_and_of_the_loss_alone(start):

@@ -8,11 +8,18 @@ from summaries import summary_of
 
 from experiments.errors import UsageError
 from experiments.grids.design import Setting
-from experiments.treatments.arms import NONE
+from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, NONE, RESCALED
 from experiments.treatments.compare import JUDGEMENTS, REMEDIES, SEEING, TIED, UNTIED, compare_arms
 
 GROWTH = {NONE: 3.0} | dict.fromkeys(REMEDIES, 1.5) | dict.fromkeys(SEEING, 0.5)
-COST = dict.fromkeys((NONE, *REMEDIES), 0.0) | {"norm penalty": 0.05, "raw readout": -0.2}
+GROWTH |= {RESCALED: 6.0, AT_ENTRY: 1.0, DETACHED: 2.0}
+COST = dict.fromkeys((NONE, *REMEDIES), 0.0) | {
+    "norm penalty": 0.05,
+    "raw readout": -0.2,
+    RESCALED: -0.3,
+    AT_ENTRY: 0.1,
+}
+DETACHED_COST = {TIED: -0.4, UNTIED: 0.4}
 
 
 def measured(norm, loss):
@@ -27,8 +34,9 @@ def world():
             run = summary_of(variant, Setting(3e-3), seed, 1.0) | {"at": 10}
             before = 100.0 + seed
             arms = []
-            for remedy in (*reversed(REMEDIES), NONE):
-                after = measured(before * GROWTH[remedy] * (1 + 0.01 * seed), 4.0 + COST[remedy] + 0.01 * seed)
+            for remedy in (*CONTROLS, *reversed(REMEDIES), NONE):
+                cost = DETACHED_COST[variant] if remedy == DETACHED else COST[remedy]
+                after = measured(before * GROWTH[remedy] * (1 + 0.01 * seed), 4.0 + cost + 0.01 * seed)
                 points = [{"step": step, "cross_entropy": 5.0, "l2_norm": before + step} for step in (20, 30)]
                 treated = remedy != NONE
                 arms.append(
@@ -55,20 +63,27 @@ def test_what_is_planted_is_found(undrawn, tmp_path):
     rows = claims_of(world(), tmp_path)
     predicted = {name: row for name, row in rows.items() if row["predicted"] != "none made"}
     assert {row["verdict"] for row in predicted.values()} == {"supported"}
-    assert {name[:3] for name in predicted} == {f"({n})" for n in range(1, 6)}
+    assert {name.partition(" ")[0] for name in predicted} == {f"({n})" for n in range(1, 11)}
     observed = {name: row["observed"].split()[0] for name, row in rows.items()}
     assert observed[f"(1) {TIED}, no remedy: norm after / before"] == "3.03"
     assert observed[f"(2) {UNTIED}, damping: norm after / without"] == "0.5"
     assert observed[f"(3) {TIED}, raw readout: norm after / before"] == "0.505"
     assert observed[f"(4) {UNTIED}, raw readout: CE after - without, nats"] == "-0.2"
     assert observed[f"(5) {TIED}, norm penalty: CE after - without, nats"] == "0.05"
+    assert observed[f"(6) {TIED}, rescaled embedding: norm after / without"] == "2"
+    assert observed[f"(7) {TIED}, between-loop norm at h_0's size: norm after / without"] == "0.333"
+    assert observed[f"(8) {UNTIED}, rescaled embedding: CE after - without, nats"] == "-0.3"
+    assert observed[f"(9) {UNTIED}, raw readout: norm after / with the scale detached"] == "0.25"
+    assert observed[f"(10) {UNTIED}, raw readout, scale detached: CE after - without, nats"] == "0.4"
     assert observed[f"{TIED}, damping: norm after / before"] == "1.51"
+    assert observed[f"{UNTIED}, rescaled embedding: norm after / without"] == "2"
+    assert observed[f"{TIED}, between-loop norm at h_0's size: CE after - without, nats"] == "0.1"
 
 
 def test_the_table_has_the_arms_in_one_order(undrawn, tmp_path):
     lines = compare_arms(world(), tmp_path).split("\n\n")[0].splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert [row[:2] for row in cells] == [[v, r] for v in (TIED, UNTIED) for r in (NONE, *REMEDIES)]
+    assert [row[:2] for row in cells] == [[v, r] for v in (TIED, UNTIED) for r in (NONE, *REMEDIES, *CONTROLS)]
     untreated, penalised = cells[0], cells[1]
     assert untreated[2] == untreated[6] == untreated[10] == "" and untreated[9].startswith("4.01 [")
     assert penalised[2] == "0.9" and penalised[3].startswith("101 [") and penalised[5].startswith("153 [")
@@ -89,7 +104,7 @@ def test_a_prediction_fails_where_its_own_arm_is_otherwise(judgement, undrawn, t
         if run["variant"] == variant:
             after = _arm(run, remedy)["validation"]
             if "CE" in rest:
-                after["cross_entropy"][-1] += 1.0
+                after["cross_entropy"][-1] += -1.0 if judgement.side == "above" else 1.0
             else:
                 after["l2_norm"]["mean"][-1] *= 0.1 if judgement.side == "above" else 10.0
     assert claims_of(runs, tmp_path)[judgement.quantity]["verdict"] == "not supported"

@@ -37,6 +37,8 @@ def trained(monkeypatch):
         return {"remedy": name, "before": asdict(VALIDATION)}
 
     monkeypatch.setattr(store, "begin", begin)
+    monkeypatch.setattr(store, "controls", lambda start: (remedy("placebo"),))
+    monkeypatch.setattr(store, "CONTROLS", ("placebo",))
     monkeypatch.setattr(store, "treat", treat)
     return calls
 
@@ -49,12 +51,24 @@ def test_an_interrupted_run_goes_on_with_the_arm_that_it_was_at(trained, make_co
     trained.clear()
     trained.append("prayer")
     run = run_arms(config, synthetic, 3, execution, path)
-    assert trained[1:] == ["begin", "prayer"]
-    assert [arm["remedy"] for arm in run["arms"]] == ["none", "damping", "prayer"]
+    assert trained[1:] == ["begin", "prayer", "placebo"]
+    assert [arm["remedy"] for arm in run["arms"]] == ["none", "damping", "prayer", "placebo"]
     assert stored(path) == [json.loads(json.dumps(run))] and run["complete"] and len(run["sessions"]) == 2
     assert (run["parameters"], [r["name"] for r in run["remedies"]]) == (7, ["damping", "prayer"])
     trained.clear()
     assert run_arms(config, synthetic, 3, execution, path) == stored(path)[0] and not trained
+
+
+def test_a_run_of_before_there_was_a_control_gets_it(trained, make_config, synthetic, execution, tmp_path):
+    config, path = make_config(), tmp_path / "run.json"
+    trained.append("prayer")
+    run = run_arms(config, synthetic, 3, execution, path)
+    run["arms"].pop()
+    del run["config"]["model"]["embedding_multiplier"]  # no option, then
+    path.write_text(json.dumps([run]))
+    trained.clear()
+    run = run_arms(config, synthetic, 3, execution, path)
+    assert trained == ["begin", "placebo"] and stored(path)[0]["arms"][-1]["remedy"] == "placebo"
 
 
 def test_arms_that_began_with_other_weights_are_refused(trained, make_config, synthetic, execution, tmp_path):
