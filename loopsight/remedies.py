@@ -8,7 +8,8 @@
     final-only norm     final_only_readouts(readout, num_loops, reference), one readout a loop
 
 `loopsight.audit` of the result says whether it helped. All of them need training to be of use; a between-loop norm
-or damping changes what a trained model computes.
+or damping changes what a trained model computes. At the first entrance a between-loop norm sets the size of h_0: with a
+tied head, norms ended the larger in training the larger h_0 was (results/remedies, results/multipliers).
 """
 
 import dataclasses
