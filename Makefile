@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench contrast long rates sizes remedies sweep factorial theory clean
+.PHONY: help run test notebooks lint format bench contrast long rates sizes multipliers remedies sweep factorial theory clean
 
 SEEDS := 0 1 2
 
@@ -30,7 +30,8 @@ help:
 	@echo "make long       the contrast at 1,000 steps, with and without tie and N(0, 1), into results/long (two hours or three)"
 	@echo "make rates      two pairs of variants at three learning rates and with warm-up, into results/rates (an hour or two)"
 	@echo "make sizes      the untied pair at other widths and depths, into results/sizes (four to six hours)"
-	@echo "make remedies   blind models trained on with each remedy that their audits name, into results/remedies (half an hour)"
+	@echo "make multipliers  two N(0, 1) pairs with their embeddings multiplied, into results/multipliers (an hour or two)"
+	@echo "make remedies   blind models trained on with each remedy that their audits name, into results/remedies (an hour)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"

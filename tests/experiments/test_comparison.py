@@ -185,6 +185,9 @@ def test_a_size_that_is_not_the_preset_s_is_named():
     for run in runs:
         run["config"]["model"] |= {"d_model": 32, "num_layers": 3}
     assert "Preset tiny with num_layers 3 (" in provenance(runs)
+    for run, factor in zip(runs, (0.25, 1.0, 4.0), strict=True):
+        run["config"]["model"] |= {"num_layers": 1, "embedding_multiplier": factor}
+    assert f"Preset tiny with embedding_multiplier 0.25, 1, 4 ({least:,} parameters in" in provenance(runs)
 
 
 def test_what_ran_on_a_gpu_names_the_gpu_and_not_its_host():
