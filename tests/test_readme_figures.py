@@ -339,9 +339,14 @@ def test_how_a_blind_norm_begins():
     require_said(f"(3e-4 at step 200, 1e-3 at 62, 3e-3 at 19) the blind norms are {spans}.")
 
 
-def test_remedies():
+def remedies():
+    """Claims, and what was observed by quantity."""
     rows = json.loads((ROOT / "results" / "remedies" / "claims.json").read_text(encoding="utf-8"))
-    observed = {row["quantity"].rpartition(") ")[2]: row["observed"].partition(" over ")[0] for row in rows}
+    return rows, {row["quantity"].rpartition(") ")[2]: row["observed"].partition(" over ")[0] for row in rows}
+
+
+def test_remedies():
+    rows, observed = remedies()
     short = {quantity: interval.partition(" ")[0] for quantity, interval in observed.items()}
     verdicts = Counter(row["verdict"] for row in rows if row["predicted"] != "none made")
     tally = f"{verdicts['supported']} are supported, {verdicts['inconclusive']} undecided"
@@ -366,7 +371,7 @@ def test_remedies():
     between, between_ratio = "between-loop norm", "between-loop norm: norm after / without"
     require_said(f"Untied, the norm ends at {short[f'{untied}, {between_ratio}']} times that without it")
     require_said(f"by {cost(untied, between)} nats; tied, at {observed[f'{tied}, {between_ratio}']} times")
-    require_said(f"higher by {cost(tied, between)}. It acts at the first loop")
+    require_said(f"higher by {cost(tied, between)}. What it does before the first loop")
     growth = "raw readout: norm after / before"
     lower = cost(tied, raw).partition(" ")[0].removeprefix("-")
     require_said(f"at {observed[f'{tied}, {growth}']} times where it began, and its loss is lower by {lower} nats")
@@ -376,6 +381,45 @@ def test_remedies():
     require_said(f"higher by {cost(untied, last)} nats. What the audit does say")
     require_said(f"with {without(penalty)} times the norm without it (tied, untied)")
     require_said(f"with {both(between_ratio, short)} times, a raw readout with {without(raw)}")
+
+
+def test_controls_of_remedies():
+    _, observed = remedies()
+
+    def norm(variant, arm):
+        return observed[f"{variant}, {arm}: norm after / without"]
+
+    def cost(variant, arm):
+        return observed[f"{variant}, {arm}: CE after - without, nats"]
+
+    tied, untied = TIED_BLIND, UNTIED_BLIND
+    rescaled, at_entry, detached = (
+        "rescaled embedding",
+        "between-loop norm at h_0's size",
+        "raw readout, scale detached",
+    )
+    require_said(
+        f"multiplies h_0 by {_embedding_rescaled():.1f} tied, and the norm with it, by {norm(tied, rescaled)};"
+    )
+    require_said(f"the loss as much as the whole norm does, by {cost(untied, rescaled)}, with {norm(untied, rescaled)}")
+    require_said(f"for a target the tied norm ends at {norm(tied, at_entry)} times that without, but with a loss that")
+    require_said(f"higher by {cost(tied, at_entry)} nats, and the untied loss is higher by {cost(untied, at_entry)}.")
+    require_said(f"with a norm of {norm(tied, detached)} times that without a remedy and a loss that is *higher* by")
+    require_said(f"*higher* by {cost(tied, detached)}, where a lower one was predicted")
+    seen = "raw readout: norm after / with the scale detached"
+    require_said(f"with the gradient is {observed[f'{tied}, {seen}']} times that. Untied neither is decided")
+    require_said(f"Untied neither is decided: {observed[f'{untied}, {seen}']} times the norm")
+    require_said(f"a loss that is higher by {cost(untied, detached)} without the gradient")
+
+
+def _embedding_rescaled():
+    """By what a norm between loops multiplies h_0, geometric mean over the tied runs."""
+    stored = json.loads((ROOT / "results" / "remedies" / "arms.json").read_text(encoding="utf-8"))
+    settings = [
+        {arm["remedy"]: arm["setting"] for arm in run["arms"]} for run in stored if run["variant"] == TIED_BLIND
+    ]
+    quotients = [of["between-loop norm"] / of["between-loop norm at h_0's size"] for of in settings]
+    return geometric_interval(quotients).mean
 
 
 def test_remedies_at_once_and_in_the_audits_order():
