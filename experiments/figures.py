@@ -1,7 +1,7 @@
 """Figures of one run and of a comparison, drawn from stored tables only."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,9 @@ def _step_axis(axes: Axes) -> None:
     axes.set(xlabel="training step", xscale="log")  # most of it happens in the first steps
 
 
-def _setting_axis(setting: str, axes: Axes) -> None:
+def _setting_axis(setting: str, values: Sequence[float], axes: Axes) -> None:
     axes.set(xlabel=setting.replace("_", " "), xscale="log")
-    axes.set_xticks(sorted({float(value) for line in axes.get_lines() for value in np.asarray(line.get_xdata())}))
+    axes.set_xticks(values)  # of all panels, which share the axis
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -160,7 +160,9 @@ def draw_over(path: Path, runs: pd.DataFrame, setting: str, looks: dict[str, Loo
         "l2_norm": ("mean L2 norm after the last loop", True),
         "cross_entropy": ("its cross-entropy (nats)", False),
     }
-    _draw_by_panel(path, runs, setting, quantities, looks, partial(_setting_axis, setting))
+    _draw_by_panel(
+        path, runs, setting, quantities, looks, partial(_setting_axis, setting, sorted(runs[setting].unique()))
+    )
 
 
 def draw_sizes(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:

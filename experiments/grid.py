@@ -1,6 +1,7 @@
 """Compare the runs of a grid, pack them as committed evidence, and show the comparison in a README.
 
 python experiments/grid.py rates runs/rates                  a folder of runs for every setting (`make rates`)
+python experiments/grid.py multipliers runs/multipliers      likewise (`make multipliers`)
 python experiments/grid.py sizes runs/sizes results/rates    some of the grid's runs are committed already
 python experiments/grid.py rates results/rates               packed already
 """

@@ -150,6 +150,7 @@ STORED = [
     ("long", "results/long/comparison.md"),
     ("rates", "results/rates/rates.md"),
     ("sizes", "results/sizes/sizes.md"),
+    ("multipliers", "results/multipliers/multipliers.md"),
     ("remedies", "results/remedies/remedies.md"),
     ("cpu", "results/cpu/comparison.md"),
     ("44m", "results/44m/comparison.md"),

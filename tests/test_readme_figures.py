@@ -339,6 +339,82 @@ def test_how_a_blind_norm_begins():
     require_said(f"(3e-4 at step 200, 1e-3 at 62, 3e-3 at 19) the blind norms are {spans}.")
 
 
+def multipliers():
+    """What was observed, by quantity, and the token that went in: by variant, multiplier, step and seed."""
+    rows = json.loads((ROOT / "results" / "multipliers" / "claims.json").read_text(encoding="utf-8"))
+    tables = []
+    for path in sorted((ROOT / "results" / "multipliers").glob("*/tables/own_token.csv")):
+        of_runs = pd.read_csv(path)
+        of_runs[["variant", "seed"]] = of_runs["run"].str.rsplit("-", n=1, expand=True)
+        tables.append(of_runs.assign(multiplier=float(path.parents[1].name)))
+    own = pd.concat(tables).set_index(["variant", "multiplier", "step", "seed"]).sort_index()
+    return {row["quantity"]: row["observed"].partition(" over ")[0] for row in rows}, own
+
+
+def test_how_a_norm_follows_its_embedding():
+    observed, own = multipliers()
+    tied, blind, apart = "tied, blind: norm at", "scale_invariant", "untied_scale_invariant"
+    require_said(f"Tied and blind it is {observed[f'(2) {tied} 1/4 / at 1']} times as large at 1/4 as at 1")
+    require_said(f"and {observed[f'(1) {tied} 4 / at 1']} times at 4; untied {observed[f'un{tied} 4 / at 1']} times")
+    require_said(f"is undecided, {observed['(4) blind: norm at 4 / at 1, tied over untied']}.")
+    require_said(f"follows less, {observed[f'(3) {tied} 1/16 / at 1/4']} times that at 1/4")
+    ratios = [span(own, "norm_ratio", blind, 1.0, 200), span(own, "norm_ratio", apart, 1.0, 200, 1)]
+    require_said(f"the last state is {ratios[0]} times as large as h_0 tied and {ratios[1]} times untied")
+
+
+def span(own, column, variant, multiplier, step, digits=0):
+    """Of three seeds."""
+    of = own.loc[(variant, multiplier, step), column]
+    assert len(of) == 3
+    return f"{of.min():.{digits}f} to {of.max():.{digits}f}"
+
+
+def test_the_token_that_went_in():
+    observed, own = multipliers()
+    blind, raw = "scale_invariant", "scale_visible"
+    require_said(f"At step 0 that logit is {span(own, 'own_logit', blind, 1.0, 0)} in the tied blind model")
+    left, ratio = span(own, "centred_left", blind, 1.0, 34, 2), span(own, "norm_ratio", blind, 1.0, 34)
+    require_said(
+        f"At step 34 it is {span(own, 'own_logit', blind, 1.0, 34)}: half of the embedding, {left}, is still in"
+    )
+    require_said(f"between tokens, and the state is {ratio} times as large as h_0")
+    left, ratio = span(own, "centred_left", blind, 1.0, 200, 2), span(own, "norm_ratio", blind, 1.0, 200)
+    require_said(f"taken back, too, to {left}, and the norm is still {ratio} times that of h_0")
+    left, ratio = span(own, "centred_left", raw, 1.0, 19, 2), span(own, "norm_ratio", raw, 1.0, 19, 1)
+    require_said(f"take it back: {left} is left at step 19, with a state {ratio} times as large as h_0")
+    logits = [span(own, "own_logit", blind, 4.0, step) for step in (0, 34)]
+    require_said(f"goes the same way, from {logits[0]} by {logits[1]} at step 34")
+    require_said(f"and {span(own, 'norm_ratio', blind, 4.0, 200)} times the norm of h_0; the raw one's begins at")
+    require_said(f"the raw one's begins at {span(own, 'own_logit', raw, 4.0, 0)}.")
+    require_said(f"as it was put, {observed['(7) tied, blind, at 1: left of the embedding']}, and says nothing")
+    require_said(f"off it is {observed['tied, blind, at 1: left of the embedding, means taken off']}.")
+
+
+def test_what_the_size_of_an_embedding_costs():
+    observed, _ = multipliers()
+    of_runs = table("multipliers", "runs").set_index(["variant", "embedding_multiplier", "seed"]).sort_index()
+    blind, raw = "scale_invariant", "scale_visible"
+
+    def lower(quantity):
+        """A difference that is negative, said as how much lower."""
+        mean, low, high = re.findall(r"-?[\d.]+", observed[quantity])
+        return f"{mean[1:]} [{high[1:]}, {low[1:]}]"
+
+    require_said(f"Tied and raw, the loss is lower by {lower('(5) tied, raw: CE at 1/4 - at 1, nats')} nats at 1/4")
+    require_said(f"Tied and blind it is lower by {lower('(6) tied, blind: CE at 1/4 - at 1, nats')}.")
+    higher = [observed[f"untied, {readout}: CE at 4 - at 1, nats"] for readout in ("blind", "raw")]
+    require_said(f"Untied it is higher at 4 than at 1, by {higher[0]} blind and {higher[1]} raw.")
+    norms = {
+        variant: [geometric_interval(of_runs.loc[(variant, m), "l2_norm"].tolist()).mean for m in (1.0, 0.25, 0.0625)]
+        for variant in (blind, raw)
+    }
+    contrast = [f"{above / below:.3g}" for above, below in zip(*norms.values(), strict=True)]
+    require_said(f"at 1, {contrast[0]} times, is {contrast[1]} at 1/4 and {contrast[2]} at 1/16")
+    require_said(f"while the raw norm stays, {min(norms[raw]):.3g} to {max(norms[raw]):.3g}:")
+    require_said(f"at 4 training fails ({of_runs.loc[(raw, 4.0), 'cross_entropy'].mean():.1f} nats)")
+    require_said(f"the logit is {PRESETS['44m'].d_model / 2**0.5:.0f} at first")
+
+
 def remedies():
     """Claims, and what was observed by quantity."""
     rows = json.loads((ROOT / "results" / "remedies" / "claims.json").read_text(encoding="utf-8"))

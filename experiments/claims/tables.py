@@ -40,7 +40,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "attribution": ("step_from", "step_to", "group", "contribution"),
     "pressure": ("step", "k0_pressure", "norm"),
     "common": ("step", "l2_norm", "common_fraction", "common_derivative"),
-    "own_token": ("k", "embedding_left", "norm_ratio", "own_log_probability"),
+    "own_token": ("step", "embedding_left", "centred_left", "norm_ratio", "own_logit"),
     "deferred": ("k", "factor", "visibility", "immediate_visibility", "theory_exponent", "fitted_exponent"),
     "coefficient_law": ("placement", "coefficient_predicted", "coefficient_seen"),
     "precision": ("dtype", "loops_predicted", "loops_seen", "moving_fraction_at_64", "overflow_loop"),

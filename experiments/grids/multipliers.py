@@ -5,7 +5,8 @@ m the embedding multiplier, the logit of the token that went in is sqrt(d) (m |e
 embeddings N(0, 1) and b across them, 90 at width 128 where b is no more than a learned position as large as e. A blind
 model can make that small by |h| alone, which must then be in proportion to m; a raw one, whose logits are <h, e>, only
 by updates against e.
-How much of the embedding is left along itself, <h_K, e> / <h_0, e>, tells the two ways apart.
+How much of the embedding is left along itself, <h_K, e> / <h_0, e>, was to tell the two ways apart; what it says of a
+vector common to all tokens is no part of any token, so that the same of what differs between tokens stands beside it.
 
 The predictions (1) to (8) were made before the runs that they are of (LOG.md, 2026-11-30).
 """
@@ -39,11 +40,13 @@ def _losses(quantity: str, variant: str, first: Setting, second: Setting, side: 
     return Estimand(quantity=quantity, estimate=estimate, side=side, bound=0.0, geometric=False)
 
 
-def _left(quantity: str, variant: str, setting: Setting, side: Side | None = None) -> Estimand:
+def _left(
+    quantity: str, variant: str, setting: Setting, side: Side | None = None, column: str = "centred_left"
+) -> Estimand:
     """How much of the embedding is left in the last state of a cell."""
     return Estimand(
         quantity=quantity,
-        estimate=lambda runs: column_of(runs, (variant, setting), "embedding_left"),
+        estimate=lambda runs: column_of(runs, (variant, setting), column),
         side=side,
         bound=0.5,
         geometric=False,
@@ -75,15 +78,15 @@ MULTIPLIER_GRID = Grid(
         ),
         _losses("(5) tied, raw: CE at 1/4 - at 1, nats", RAW, SMALL, ONE, "below"),
         _losses("(6) tied, blind: CE at 1/4 - at 1, nats", BLIND, SMALL, ONE, "below"),
-        _left("(7) tied, blind, at 1: left of the embedding", BLIND, ONE, "above"),
-        _left("(8) tied, raw, at 1: left of the embedding", RAW, ONE, "below"),
+        _left("(7) tied, blind, at 1: left of the embedding", BLIND, ONE, "above", "embedding_left"),
+        _left("(8) tied, raw, at 1: left of the embedding", RAW, ONE, "below", "embedding_left"),
         *(
             _norms(f"{head}, {readout}: norm at {MULTIPLIERS[setting]} / at 1", variant, setting, ONE, None, 1.0)
             for head, readout, variant, settings in (
                 ("tied", "blind", BLIND, (SMALLEST,)),
                 ("tied", "raw", RAW, (SMALLEST, SMALL, LARGE)),
-                ("untied", "blind", UNTIED_BLIND, (SMALLEST, SMALL, LARGE)),
-                ("untied", "raw", UNTIED_RAW, (SMALLEST, SMALL, LARGE)),
+                ("untied", "blind", UNTIED_BLIND, (LARGE,)),
+                ("untied", "raw", UNTIED_RAW, (LARGE,)),
             )
             for setting in settings
         ),
@@ -92,22 +95,26 @@ MULTIPLIER_GRID = Grid(
             for head, readout, variant, settings in (
                 ("tied", "blind", BLIND, (SMALLEST, LARGE)),
                 ("tied", "raw", RAW, (SMALLEST, LARGE)),
-                ("untied", "blind", UNTIED_BLIND, (SMALLEST, SMALL, LARGE)),
-                ("untied", "raw", UNTIED_RAW, (SMALLEST, SMALL, LARGE)),
+                ("untied", "blind", UNTIED_BLIND, (LARGE,)),
+                ("untied", "raw", UNTIED_RAW, (LARGE,)),
             )
             for setting in settings
         ),
         *(
-            _left(f"{head}, {readout}, at {MULTIPLIERS[setting]}: left of the embedding", variant, setting)
+            _left(
+                f"{head}, {readout}, at {MULTIPLIERS[setting]}: left of the embedding, means taken off",
+                variant,
+                setting,
+            )
             for head, readout, variant, settings in (
-                ("tied", "blind", BLIND, (SMALLEST, SMALL, LARGE)),
-                ("tied", "raw", RAW, (SMALLEST, SMALL, LARGE)),
-                ("untied", "blind", UNTIED_BLIND, MULTIPLIERS),
-                ("untied", "raw", UNTIED_RAW, MULTIPLIERS),
+                ("tied", "blind", BLIND, MULTIPLIERS),
+                ("tied", "raw", RAW, MULTIPLIERS),
+                ("untied", "blind", UNTIED_BLIND, (ONE, LARGE)),
+                ("untied", "raw", UNTIED_RAW, (ONE, LARGE)),
             )
             for setting in settings
         ),
     ),
     draw=_draw,
-    ends={"own_token": ("embedding_left", "own_log_probability")},
+    ends={"own_token": ("embedding_left", "centred_left", "own_logit")},
 )

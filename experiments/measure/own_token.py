@@ -1,35 +1,54 @@
-"""What becomes of the token that went in: how much of its embedding is left in the state, and how likely it is called.
+"""What becomes of the token that went in, along a training: how much of its embedding is left in the last loop's state.
 
 A tied head multiplies the state by that embedding. A readout that normalises gives it a small logit where the state has
 grown across it, a raw one only where it was taken back.
 """
 
+import copy
+
 import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.measure.attribution import read_snapshots
 from experiments.measure.context import Context
-from experiments.measure.forward import decode
 
 WINDOWS = 16
+OWN_TOKEN = ["step", "embedding_left", "centred_left", "norm_ratio", "own_logit"]
 
 
 @torch.no_grad()
 def measure(context: Context) -> dict[str, pd.DataFrame]:
-    """`own_token`, a row a loop k = 1..K: embedding_left (sum over tokens of <h_k, e> over that of <h_0, e>, e the
-    token's row of the embedding), norm_ratio (sum of |h_k| over that of |h_0|), own_log_probability (mean, nats, that
-    the next token is the one that went in)."""
-    model, inputs = context.model, context.windows[:WINDOWS, :-1]
-    embedding = model.token_embedding(inputs).double()
-    first, *later = model(inputs, context.trained_loops)
+    """`own_token`, a row a step whose weights were kept, or the last alone: embedding_left (sum over held-out tokens of
+    <h_K, e> over that of <h_0, e>, e the token's row of the embedding), centred_left (the same of what differs between
+    tokens, means taken off: a vector common to all is not part of a token), norm_ratio (sum of |h_K| over that of
+    |h_0|), own_logit (mean logit of the token that went in less that of all tokens).
+
+    Raises:
+        RunError: a snapshot is damaged or of another configuration.
+    """
+    model, inputs = copy.deepcopy(context.model), context.windows[:WINDOWS, :-1]
+    kept = read_snapshots(context.folder, context.model) or {context.config.training.steps: context.model.state_dict()}
     rows = []
-    for k, h in enumerate(later, 1):
-        own = decode(model, h, inputs, is_last=k == context.trained_loops).cross_entropy
-        left, ratio = _total(h, embedding) / _total(first, embedding), h.norm(dim=-1).sum() / first.norm(dim=-1).sum()
-        rows.append([k, left.item(), ratio.item(), -own.mean().item()])
-    return {"own_token": pd.DataFrame(rows, columns=["k", "embedding_left", "norm_ratio", "own_log_probability"])}
+    for step, weights in kept.items():
+        model.load_state_dict(weights)
+        e, states = model.token_embedding(inputs), model(inputs, context.trained_loops)
+        first, last = states[0], states[-1]
+        head = model.head_weight[inputs] - model.head_weight.mean(0)
+        found = (
+            _total(last, e) / _total(first, e),
+            _total(_centred(last), _centred(e)) / _total(_centred(first), _centred(e)),
+            last.norm(dim=-1).sum() / first.norm(dim=-1).sum(),
+            _total(model.readout_features(last, is_last=True), head) / inputs.numel(),
+        )
+        rows.append([step, *(value.item() for value in found)])
+    return {"own_token": pd.DataFrame(rows, columns=OWN_TOKEN)}
 
 
-def _total(h: Tensor, embedding: Tensor) -> Tensor:
-    """Sum over tokens of their inner products, in float64."""
-    return (h.double() * embedding).sum()
+def _total(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over tokens of their inner products."""
+    return (a.double() * b.double()).sum()
+
+
+def _centred(a: Tensor) -> Tensor:
+    return a - a.flatten(0, -2).mean(0)

@@ -209,17 +209,16 @@ def own_token(runs: Runs) -> Figure | None:
     drawn = by_panel(
         runs,
         "own_token",
-        "k",
-        "embedding_left",
-        xlabel="loop k",
-        ylabel="<h_k, e> / <h_0, e>",
+        "step",
+        "own_logit",
+        xlabel="training step",
+        ylabel="logit of the token that went in",
         log=False,
     )
     if drawn is None:
         return None
     for axes in drawn[1]:
-        symlog(axes, "y", 1.0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        symlog(axes, "x", 1.0)
     shared_legend(drawn[0])
     return drawn[0]
 

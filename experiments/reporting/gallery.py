@@ -176,11 +176,12 @@ PICTURES = (
     ),
     Picture(
         key="own_token",
-        title="What is left of the token that went in",
-        caption="Inner product of the state with the token's embedding, sums over tokens, over that before the first "
-        "loop: a readout that normalises need not take it back, a raw one with a tied head must. " + BAND,
+        title="The token that went in, during training",
+        caption="Mean logit of the token that went in after the last loop, less that of all tokens. A tied head starts "
+        "with it; behind a readout that normalises a larger state drowns it, behind a raw one it must be taken back. "
+        + BAND,
         table="own_token",
-        column="embedding_left",
+        column="own_logit",
         draw=figures.own_token,
     ),
     Picture(

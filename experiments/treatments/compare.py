@@ -29,7 +29,8 @@ SEEING = ("raw readout", "final-only norm")
 NOTE = (
     "Norm: mean L2 norm of the state after the last loop, CE: its cross-entropy, both on held-out tokens; before: when "
     "the remedy was chosen, at once: under it, weights as they were; after: at the end of training. Setting: the "
-    "audit's, or what the name says, geometric mean. The last three of each variant are controls. Intervals: 95 % each, Student t over seeds, of the logarithm for norms and ratios. "
+    "audit's, or what the name says, geometric mean. The last three of each variant are controls. Intervals: 95 %, "
+    "Student t over seeds, of the logarithm for norms and ratios. "
 )
 
 

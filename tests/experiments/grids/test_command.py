@@ -21,12 +21,13 @@ def undrawn(monkeypatch):
     for name in ("draw_over", "draw_common"):
         monkeypatch.setattr(f"experiments.grids.rates.{name}", lambda *_: None)
     monkeypatch.setattr("experiments.grids.sizes.draw_sizes", lambda *_: None)
+    monkeypatch.setattr("experiments.grids.multipliers.draw_over", lambda *_: None)
 
 
 @pytest.fixture
 def readme(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("rates", "sizes")))
+    path.write_text("".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in GRIDS))
     return path
 
 
@@ -41,7 +42,7 @@ def compare(inside, readme, cache):
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_readme_has_what_the_command_makes_of_the_packed_runs(name, compare, readme, tmp_path):
-    places = {"rates": [RATES], "sizes": [ROOT / "results" / "sizes", RATES]}[name]
+    places = [ROOT / "results" / name, *([RATES] if name == "sizes" else [])]
     done = compare(name, *places, results=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     committed = ROOT / "results" / name
@@ -122,7 +123,7 @@ def test_the_makefile_trains_the_cells(name):
     trained = [line for line in recipe.splitlines() if "$(call train" in line]
     found = {Setting(*(read(line) for read in OPTIONS)) for line in trained}
     assert len(found) == len(trained) and all("--steps 200 " in line for line in trained)
-    used_again = {"rates": set(), "sizes": {Setting(1e-3), Setting(3e-3)}}[name]
+    used_again = {"sizes": {Setting(1e-3), Setting(3e-3)}}.get(name, set())
     assert used_again <= RATES_GRID.settings.keys() and not used_again & found
     assert found | used_again == GRIDS[name].settings.keys()
     variants = re.search(rf"^{name}: PAIRS := (.*)$", text, re.MULTILINE)[1].split()

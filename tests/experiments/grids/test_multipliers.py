@@ -56,9 +56,9 @@ def rows_of(cells, out, left=None):
     runs = [run for of_cell in cells.values() for run in of_cell]
     common = pd.DataFrame([identity(run) | {"step": 0, "l2_norm": 1.0, "common_fraction": 0.5} for run in runs])
     own = [
-        identity(run) | {"k": k, "embedding_left": value, "own_log_probability": -9.0}
+        identity(run) | {"step": step, "embedding_left": value, "centred_left": value / 2, "own_logit": 5.0}
         for run in runs
-        for k, value in ((1, 0.4), (2, (left or LEFT)[run["variant"]]))
+        for step, value in ((1, 0.4), (2, (left or LEFT)[run["variant"]]))
     ]
     compare_grid("multipliers", MULTIPLIER_GRID, runs, {"common": common, "own_token": pd.DataFrame(own)}, out)
     return {row["quantity"]: row for row in json.loads((out / "claims.json").read_text())}
@@ -79,8 +79,9 @@ def test_planted_laws_are_found(tmp_path):
     assert observed["(7) tied, blind, at 1: left of the embedding"] == "1.2"
     assert observed["(8) tied, raw, at 1: left of the embedding"] == "0.1"
     assert observed["untied, raw: norm at 4 / at 1"] == "1.15"
-    assert observed["untied, blind: CE at 1/16 - at 1, nats"] == "-2"
-    assert observed["untied, blind, at 4: left of the embedding"] == "0.9"
+    assert observed["untied, blind: CE at 4 - at 1, nats"] == "1"
+    assert observed["tied, blind: CE at 1/16 - at 1, nats"] == "-2"
+    assert observed["untied, blind, at 4: left of the embedding, means taken off"] == "0.45"
     assert pd.read_csv(tmp_path / "runs.csv").groupby("variant")["embedding_left"].unique().to_dict() == LEFT
 
 
@@ -129,7 +130,8 @@ def test_the_settings_are_of_one_rate_and_have_their_names():
 
 
 def test_the_figure_is_over_the_multiplier(kept, tmp_path):
-    runs = [run for of_cell in world().values() for run in of_cell]
+    cells = {key: runs for key, runs in world().items() if key[0] in (BLIND, RAW) or key[1] in (ONE, LARGE)}
+    runs = [run for of_cell in cells.values() for run in of_cell]
     table = pd.DataFrame(
         [identity(run) | {"l2_norm": run["validation"]["l2_norm"]["mean"][-1], "cross_entropy": 3.0} for run in runs]
     )

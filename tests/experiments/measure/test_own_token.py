@@ -1,57 +1,73 @@
 """The token that went in: drowned, taken back or kept, of steps that are known, and what the readout makes of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from experiments.measure.own_token import measure
-
-PUSH = torch.zeros(32)
-PUSH[3] = 70.0
+from experiments.measure.own_token import OWN_TOKEN, WINDOWS, measure
+from experiments.training import snapshots
+from experiments.training.trainer import train
 
 
 def own_token(context):
-    return measure(context)["own_token"].set_index("k")
+    (row,) = measure(context)["own_token"].to_dict("records")
+    return row
 
 
 @pytest.mark.parametrize(
-    ("move", "left", "ratio"),
-    [
-        (torch.clone, [1.0] * 4, [1.0] * 4),
-        (lambda h: h / 2, [0.5, 0.25, 0.125, 0.0625], [0.5, 0.25, 0.125, 0.0625]),
-        (lambda h: -h, [-1.0, 1.0, -1.0, 1.0], [1.0] * 4),
-    ],
+    ("move", "left", "ratio"), [(torch.clone, 1.0, 1.0), (lambda h: h / 2, 0.0625, 0.0625), (lambda h: -h, 1.0, 1.0)]
 )
 def test_what_is_left_and_how_far_the_state_has_grown(make_context, planted, move, left, ratio):
-    table = own_token(make_context(model=planted(move)))
-    assert table["embedding_left"].tolist() == pytest.approx(left)
-    assert table["norm_ratio"].tolist() == pytest.approx(ratio)
+    row = own_token(make_context(model=planted(move)))
+    assert (row["embedding_left"], row["norm_ratio"]) == pytest.approx((left, ratio))
+    assert row["centred_left"] == pytest.approx(left, rel=1e-5)
 
 
-def test_what_is_drowned_is_still_left(make_context, planted):
-    """A vector for all tokens makes the state large; along its own embedding a token has what it had, but for the
-    vector's share of the embeddings' mean, which is small."""
-    drowned = own_token(make_context(model=planted(lambda h: h + PUSH)))
-    assert drowned["norm_ratio"].tolist() == pytest.approx([k * 10.0 for k in range(1, 5)], rel=0.05)
-    assert drowned["embedding_left"].iloc[0] == pytest.approx(1.0, abs=0.5)
-
-
-@pytest.mark.parametrize("variant", ["scale_invariant", "final_norm"])
-def test_the_probability_is_the_readouts_of_that_loop(make_context, variant):
-    context = make_context(variant)
-    table = own_token(context)
-    inputs = context.windows[:, :-1]
+def test_a_vector_for_all_tokens_is_not_part_of_a_token(make_context, planted):
+    """It makes the state large and drowns the token, of which the centred measure alone says that it is still there."""
+    context = make_context(model=planted(torch.clone))
     with torch.no_grad():
-        states = context.model(inputs)
-        for k in (1, 4):
-            logits = context.model.readout(states[k], is_last=k == 4)
-            own = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs.flatten())
-            assert table["own_log_probability"][k] == pytest.approx(own.item(), rel=1e-4)
-            e = context.model.token_embedding(inputs)
-            left = (states[k] * e).sum() / (states[0] * e).sum()
-            assert table["embedding_left"][k] == pytest.approx(left.item(), rel=1e-4)
+        mean = context.model.embed(context.windows[:, :-1]).flatten(0, 1).mean(0)
+    plain, drowned = own_token(context), own_token(make_context(model=planted(lambda h: h + 70.0 * mean / mean.norm())))
+    assert drowned["norm_ratio"] == pytest.approx(40.0, rel=0.05)
+    assert drowned["centred_left"] == pytest.approx(1.0, rel=1e-4)
+    assert drowned["embedding_left"] > 2.0
+    assert drowned["own_logit"] < 0.2 * plain["own_logit"]
 
 
-def test_a_tied_head_names_the_token_that_went_in_and_an_untied_one_does_not(make_context, planted):
-    tied = own_token(make_context(model=planted(torch.clone)))["own_log_probability"]
-    apart = own_token(make_context("untied_scale_invariant"))["own_log_probability"]
-    assert (tied > -1e-3).all() and (apart < -3.0).all()
+def test_what_is_taken_back_is_gone_by_both_measures(make_context, planted):
+    model = planted(torch.clone)
+    model.step = lambda h: h * 1e-3
+    row = own_token(make_context(model=model))
+    assert max(abs(row["embedding_left"]), abs(row["centred_left"])) < 1e-6
+
+
+@pytest.mark.parametrize("variant", ["scale_invariant", "final_norm", "untied_scale_visible"])
+def test_the_logit_is_that_of_the_last_readout(make_context, variant):
+    context = make_context(variant)
+    inputs = context.windows[:WINDOWS, :-1]
+    with torch.no_grad():
+        logits = context.model.readout(context.model(inputs)[-1], is_last=True)
+    own = (logits.gather(-1, inputs.long().unsqueeze(-1)).squeeze(-1) - logits.mean(-1)).mean()
+    assert own_token(context)["own_logit"] == pytest.approx(own.item(), rel=1e-4, abs=1e-5)
+
+
+def test_a_tied_head_gives_the_token_that_went_in_its_width_and_an_untied_one_nothing(make_context):
+    names = ("scale_invariant", "untied_scale_invariant")
+    tied, untied = (own_token(make_context(variant))["own_logit"] for variant in names)
+    assert tied == pytest.approx(32 / 2**0.5, rel=0.25) and abs(untied) < 0.1 * tied
+
+
+def test_every_kept_step_of_a_training_is_looked_at(make_context, make_config, synthetic, execution, tmp_path):
+    config = make_config("scale_invariant", steps=12, batch_size=4, learning_rate=1e-2)
+    model = train(config, synthetic.train, tmp_path, replace(execution, snapshots=4))
+    table = measure(make_context("scale_invariant", model=model, windows=WINDOWS + 2))["own_token"]
+    assert table.columns.tolist() == OWN_TOKEN and table["step"].tolist() == sorted(snapshots.load(tmp_path))
+    assert table["centred_left"].nunique() == len(table) > 2
+    last = table.iloc[-1].drop("step")
+    for path in (tmp_path / snapshots.FOLDER).iterdir():
+        path.unlink()
+    (row,) = measure(make_context("scale_invariant", model=model, windows=WINDOWS + 2))["own_token"].to_dict("records")
+    assert row.pop("step") == make_config("scale_invariant").training.steps
+    assert row == pytest.approx(last.to_dict(), rel=1e-5)

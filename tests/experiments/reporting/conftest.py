@@ -206,10 +206,11 @@ def tables(config, name, jitter):
             common_derivative=[-1.0, 0.1, 0.0],
         ),
         "own_token": _frame(
-            k=[1, 2, 3, 4],
-            embedding_left=[1.1, 1.2, 1.3, 1.4 * jitter] if not raw else [0.3, 0.2, 0.1, 0.05 * jitter],
-            norm_ratio=[3.0, 5.0, 7.0, 9.0],
-            own_log_probability=[-9.0, -8.0, -7.0, -6.0],
+            step=[0, 10, 12],
+            embedding_left=[1.0, 1.2, 1.4],
+            centred_left=[1.0, 0.6, 0.1],
+            norm_ratio=[1.2, 30.0, 40.0],
+            own_logit=[90.0 * jitter, 14.0, 5.0] if config.model.readout.tied else [0.1 * jitter, 0.0, 0.0],
         ),
         "deferred": _deferred(jitter, theory=-4.0 if between else 0.0 if raw else -2.0, blind=not raw),
         "coefficient_law": _frame(

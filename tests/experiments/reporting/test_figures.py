@@ -94,7 +94,7 @@ def test_increments(runs):
         (figures.cross_entropy_by_loop, "loops", "k", "cross_entropy", geometric_mean),
         (figures.scale_sensitivity, "scale_sensitivity", "factor", "change", "mean"),
         (figures.common, "common", "step", "common_fraction", "mean"),
-        (figures.own_token, "own_token", "k", "embedding_left", "mean"),
+        (figures.own_token, "own_token", "step", "own_logit", "mean"),
     ],
 )
 def test_one_quantity_in_every_panel(runs, draw, name, x, column, middle):
