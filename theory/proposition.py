@@ -22,7 +22,10 @@ class ProofError(AssertionError):
 
 @dataclass
 class Proof:
-    """The steps of a proof as SymPy carried them out; a step that fails raises, so a finished proof is a true one."""
+    """The equations of a proof, each carried out by SymPy: one that fails raises.
+
+    Nothing checks that they imply the statement: the argument between them is in the docstrings, as is what they assume.
+    """
 
     steps: list[tuple[str, sp.Basic]] = field(default_factory=list)
 
@@ -96,7 +99,7 @@ class Proposition:
         statement: the claim in LaTeX.
         hypotheses: what it needs, in words.
         source: lemma of the paper, or this project.
-        prove: carries out the symbolic proof; raises ProofError when a step fails.
+        prove: carries out the equations of the symbolic proof; raises ProofError when one fails.
         check: residual of the claim on a random case, in float64.
         control: the same residual where the claim must fail; it must exceed `control_floor`.
         control_floor: how badly the control fails at least, decades above the tolerance.

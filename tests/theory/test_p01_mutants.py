@@ -27,6 +27,23 @@ def test_rmsnorm_is_not_invariant_under_a_shift():
         Proof().equal("shifted", moved.subs(p01.c, 1), h[j] / sp.sqrt(p01.S2 / p01.d))
 
 
+@pytest.mark.parametrize("factor", [0, 1])
+def test_a_layernorm_whose_variance_answers_otherwise_is_rejected(monkeypatch, factor):
+    """d S_2 / d h_k is 2 h_k: neither forgotten nor halved."""
+    right = p01.layernorm_response
+    monkeypatch.setattr(p01, "layernorm_response", lambda v, sum_v, sum_hv: right(v, sum_v, factor * sum_hv / 2))
+    with pytest.raises(ProofError, match="LayerNorm, J h"):
+        p01.prove()
+
+
+def test_the_numeric_check_tells_a_layernorm_from_an_rmsnorm(monkeypatch):
+    """Along h both are blind: it is along 1 that they differ."""
+    right = Case.normalisation
+    monkeypatch.setattr(Case, "normalisation", lambda case, name: right(case, "rmsnorm"))
+    assert p01.largest_fraction(Case(), "layernorm") < 1e-13
+    assert p01.check(Case()).value > 1e-3
+
+
 def test_the_numeric_check_detects_a_leaking_readout(monkeypatch):
     assert p01.check(Case()).holds
     assert not p01.check(Case(eps=1e-3)).holds

@@ -5,7 +5,7 @@ import torch
 
 from loopsight.radial import radial_gradient_fraction
 from theory.cases import Case, LossAt, ReadoutName, gradient_at, has_gradient, seen_case
-from theory.proposition import Proof, Proposition, Residual, worst
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.symbols import c, d, h, i, j, k, split, t, total
 
 S1, S2 = sp.Symbol("S_1", real=True), sp.Symbol("S_2", positive=True)
@@ -37,6 +37,9 @@ def prove() -> Proof:
     q = sp.IndexedBase("q", real=True)
     gradient_along_h = total(q[j] * jacobian_times_state(), j)
     proof.equal("<grad_h, h> behind RMSNorm, for any upstream gradient q", gradient_along_h, sp.Integer(0))
+    # For LayerNorm the same sum has a factor of zero.
+    for text, response in (("h", layernorm_response(h[j], S1, S2)), ("1", layernorm_response(sp.Integer(1), d, S1))):
+        proof.equal(f"LayerNorm, J {text} = 0, coordinate j: <grad_h, {text}> = 0 for any q", response, sp.Integer(0))
     return proof
 
 
@@ -48,12 +51,23 @@ def jacobian_times_state() -> sp.Expr:
     return sp.Add(direct, through_sigma, evaluate=False)
 
 
-def largest_fraction(case: Case, readout: ReadoutName) -> float:
-    """Largest |<g, h>| / max(|g| |h|, |q| |y|) over the tokens that have a gradient, y the normalised state.
+def layernorm_response(v_j: sp.Expr, sum_v: sp.Expr, sum_hv: sp.Expr) -> sp.Expr:
+    """(J v)_j of LayerNorm for a v of these sums, by d S_1 / d h_k = 1 and d S_2 / d h_k = 2 h_k."""
+    state = sp.Symbol("x", real=True)  # h_j where it stands alone
+    y = (state - S1 / d) / sp.sqrt(S2 / d - (S1 / d) ** 2)
+    response = sp.diff(y, state) * v_j + sp.diff(y, S1) * sum_v + sp.diff(y, S2) * 2 * sum_hv
+    return response.subs(state, h[j])
 
-    q = grad_y l is what the normalisation takes the radial part from: where little else is left of it, as behind a
+
+def largest_fraction(case: Case, readout: ReadoutName, *, ones: bool = False) -> float:
+    """Largest |<g, v>| / max(|g| |v|, |q| |y| |v| / |h|) over the tokens that have a gradient, y the normalised state.
+
+    q = grad_y l is what the normalisation takes the blind part from: where little else is left of it, as behind a
     LayerNorm of three channels, the rounding in g is that of q. From the case's seed on, the first seed is taken at
     which some token has a gradient.
+
+    Args:
+        ones: v is the vector of ones, and not h.
     """
 
     def loss_at(case: Case) -> LossAt:
@@ -64,28 +78,33 @@ def largest_fraction(case: Case, readout: ReadoutName) -> float:
     g, y = gradient_at(loss, h), case.normalisation(readout)(h)
     q = gradient_at(case.loss_of(case.readout("raw")), y)
     measured, before = g.norm(dim=-1) * h.norm(dim=-1), q.norm(dim=-1) * y.norm(dim=-1)
-    residual = radial_gradient_fraction(loss, h) * measured / torch.maximum(measured, before)
+    if ones:
+        fraction = g.sum(-1).abs() / (g.norm(dim=-1) * case.d**0.5)
+    else:
+        fraction = radial_gradient_fraction(loss, h)
+    residual = fraction * measured / torch.maximum(measured, before)
     return residual[has_gradient(g)].max().item()
 
 
 def check(case: Case) -> Residual:
-    """RMSNorm and LayerNorm readouts, epsilon 0."""
-    value = worst([largest_fraction(case, "rmsnorm"), largest_fraction(case, "layernorm")])
-    return Residual(value=value, tolerance=1e-13)
+    """RMSNorm and LayerNorm readouts along h, LayerNorm along 1 too, epsilon 0."""
+    along_h = [largest_fraction(case, "rmsnorm"), largest_fraction(case, "layernorm")]
+    return Residual(value=worst([*along_h, largest_fraction(case, "layernorm", ones=True)]), tolerance=1e-13)
 
 
 def control(case: Case) -> Residual:
-    """The same with a raw readout, whose loss does see the scale."""
-    return Residual(value=largest_fraction(case, "raw"), tolerance=1e-13)
+    """The lesser of: a raw readout along h, and RMSNorm along 1, both of which are seen."""
+    failures = [largest_fraction(case, "raw"), largest_fraction(case, "rmsnorm", ones=True)]
+    return Residual(value=least(failures), tolerance=1e-13)
 
 
 PROPOSITION = Proposition(
     key="P1",
     title="a loss behind a scale-invariant readout has no gradient along the state",
     words=(
-        "A loss that reads the state through a normalisation has no gradient along what the normalisation "
-        "takes away: h behind RMSNorm, h and the ones direction behind LayerNorm; whatever the head, the loss "
-        "or the label."
+        "A loss that reads the state only through a normalisation without epsilon has no gradient along what "
+        "that takes away: h behind RMSNorm, h and the ones direction behind LayerNorm; whatever the head, the "
+        "loss or the label."
     ),
     statement=(
         r"R \circ \gamma_t = R,\ \gamma_0 = \mathrm{id} \;\Rightarrow\; "
