@@ -97,6 +97,18 @@ def test_zero_gains_within_a_group_break_the_generic_law():
     assert predicted_dimension_of_zero_gains(readout) == blind_subspace(readout, STATE).dimension == 9
 
 
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+def test_a_kernel_across_the_ones_breaks_the_generic_law_behind_a_layernorm(kernel):
+    """1 is not in general position to it: only h takes a dimension from the kernel, so that k + 1 and not max(2, k)."""
+    weight = readout_of(CASE, "raw", planted=0).weight
+    hidden = torch.randn(16, kernel, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    hidden = torch.linalg.qr(hidden - hidden.mean(0))[0]
+    weight = weight - weight @ hidden @ hidden.T
+    readout = Readout(groups=(16,), centred=True, eps=0.0, weight=weight, bias=torch.zeros(40).double())
+    assert residual(readout, STATE, kernel + 1) < 1e-12
+    assert (predicted_dimension(readout, kernel) == kernel + 1) == (kernel == 1)
+
+
 def test_pairs_have_no_jacobian_and_are_judged_by_the_logits_scale():
     """Behind a GroupNorm of pairs J is rounding: relative to its own largest singular value it looks visible."""
     weight = readout_of(CASE, "raw", planted=0).weight

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loopsight.radial import EpsilonForm, epsilon_leak, radial_gradient_fraction
 from theory.cases import Case, gradient_at, has_gradient, seen_case
-from theory.proposition import Proof, Proposition, Residual, worst
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.symbols import c, d, eps, h, j, k, split, total
 
 S2 = sp.Symbol("S_2", positive=True)
@@ -211,17 +211,17 @@ def leak_residual(case: Case, name: str, eps_over_square: float, leak: Leak = _l
     return worst([leak_error.max().item(), euler_error.item()])
 
 
-def fraction_residual(case: Case) -> float:
+def fraction_residual(case: Case, eps_over_square: float, leak: Leak = _leak) -> float:
     """Largest |r - predicted| over tokens, relative to 1: r itself has the precision of float64."""
     normalise = NORMALISATIONS["rmsnorm"][0]
-    eps = torch.tensor(relative_eps(case) * case.scale**2, dtype=torch.float64)
+    eps = torch.tensor(eps_over_square * case.scale**2, dtype=torch.float64)
     case = seen_case(case, lambda case: (_loss_of_y(case), normalise(case.states(), eps)))
     loss, h = _loss_of_y(case), case.states()
     q, u = gradient_at(loss, normalise(h, eps)), h / h.norm(dim=-1, keepdim=True)
     seen = has_gradient(q)
     radial = (q * u).sum(-1)
     across = (q - radial[:, None] * u).norm(dim=-1)
-    rho = epsilon_leak(h, eps.item())
+    rho = leak(h, eps.item(), "inside_root", False)
     predicted = (rho * radial).abs() / torch.hypot(rho * radial, across)
     measured = radial_gradient_fraction(lambda h: loss(normalise(h, eps)), h)
     return (measured - predicted).abs()[seen].max().item()
@@ -253,27 +253,30 @@ def check(case: Case) -> Residual:
     degree = draw.choice([0.0, 0.3, 1.0])
     residuals = (
         leak_residual(case, name, relative_eps(case)),
-        fraction_residual(case),
+        fraction_residual(case, relative_eps(case)),
         degree_residual(case, degree, degree),
     )
     return Residual(value=worst(residuals), tolerance=1e-12)
 
 
 def control(case: Case) -> Residual:
-    """The leak of an epsilon as large as the mean square, predicted as eps / (m + 2 eps)."""
+    """The least of: every form's leak, and the gradient fraction, predicted of twice the epsilon, and a wrong degree."""
 
     def doubled(h: Tensor, eps: float, form: EpsilonForm, centred: bool) -> Tensor:
-        return eps / (h.square().mean(-1) + 2 * eps)
+        return epsilon_leak(h, 2 * eps, form, centred=centred)
 
-    return Residual(value=leak_residual(case, "rmsnorm", 1.0, doubled), tolerance=1e-12)
+    # At 0.3 of the mean square no form is near 0 or 1, and a clamp of twice its root is above the first token's.
+    failures = [leak_residual(case, name, 0.3, doubled) for name in NORMALISATIONS]
+    failures += [fraction_residual(case, 0.3, doubled), degree_residual(case, 0.3, 1.3)]
+    return Residual(value=least(failures), tolerance=1e-12)
 
 
 PROPOSITION = Proposition(
     key="P2",
     title="epsilon leaks the scale by an exactly known factor; a readout of degree p shows p times its logits",
     words=(
-        "An epsilon lets through exactly eps / (mean square + eps) of the scale's gradient, and a readout of "
-        "degree p shows p times its logits."
+        "RMSNorm's epsilon, added inside the root, lets through exactly eps / (mean square + eps) of the scale's "
+        "gradient, LayerNorm's the same with the variance; a readout of degree p shows p times its logits."
     ),
     statement=(
         r"y = h / \sqrt{m + \epsilon},\ m = |h|^2 / d: \quad"
@@ -284,6 +287,7 @@ PROPOSITION = Proposition(
     hypotheses=(
         "the loss sees the state only through the readout",
         "y is the normalised state before gain and bias; for LayerNorm, m is the variance",
+        "epsilon is added to m inside the root: added to the rms it leaks eps / (rms + eps), a clamp 0 or all",
         "the second equality sums over the tokens that share the epsilon",
     ),
     source="this project",

@@ -5,7 +5,7 @@ subtraction of the mean logit, to which a softmax is blind.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy as sp
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loopsight.blind import blind_subspace
 from theory.cases import Case
-from theory.proposition import Proof, Proposition, Residual, worst
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.symbols import d, h, i, j, k, split, total
 
 y = sp.IndexedBase("y", real=True)
@@ -23,7 +23,10 @@ sigma = sp.Symbol("sigma", positive=True)
 
 
 def prove() -> Proof:
-    """Symbolic d and number of classes: kernels of the norms' Jacobians, the dimension law, the softmax's kernel."""
+    """Symbolic d and number of classes: kernels of the norms' Jacobians, the dimension law, the softmax's kernel.
+
+    The law is arithmetic, given rank-nullity and how subspaces in general position meet.
+    """
     proof = Proof()
     for name, off_diagonal, generators in (("RMSNorm", rms_off_diagonal, 1), ("LayerNorm", layer_off_diagonal, 2)):
         # sigma P_h = 1 + M: a projection, since M^2 = -M, so that its rank is its trace.
@@ -227,17 +230,21 @@ def check(case: Case) -> Residual:
 
 
 def control(case: Case) -> Residual:
-    """RMSNorm with an epsilon of the state's size: the dimension may stay, h is no longer in the subspace."""
-    readout = readout_of(case, "rmsnorm", planted=0, eps=case.scale**2)
-    return Residual(value=residual(readout, case.states()[:1], predicted_dimension(readout, 0)), tolerance=1e-9)
+    """The lesser of: RMSNorm with an epsilon of the state's size, where the dimension may stay and h is no longer in the
+    subspace; and the sum m + k in the place of the maximum."""
+    h, leaky = case.states()[:1], readout_of(case, "rmsnorm", planted=0, eps=case.scale**2)
+    planted = readout_of(case, "rmsnorm", planted=1)
+    kernel = predicted_dimension(replace(planted, groups=()), 1)
+    failures = [residual(leaky, h, predicted_dimension(leaky, 0)), residual(planted, h, 1 + kernel)]
+    return Residual(value=least(failures), tolerance=1e-9)
 
 
 PROPOSITION = Proposition(
     key="P3",
     title="a readout's blind subspace has dimension max(m, k): generators and head overlap, they do not add",
     words=(
-        "How many directions of a state a readout cannot see is the larger of what its norm removes and what "
-        "its head ignores, not their sum."
+        "How many directions of a state a readout cannot see is, for a head in general position, the larger of "
+        "what its norm removes and what the head ignores, not their sum."
     ),
     statement=(
         r"\dim \ker(C W \Gamma P_h) = m + \dim(\ker(C W \Gamma) \cap \operatorname{range} P_h)"
@@ -248,7 +255,7 @@ PROPOSITION = Proposition(
         "the loss sees the state only through a softmax of the logits, of full support",
         "epsilon is zero",
         "max(m, k): the kernel of C W Gamma is in general position to the generators (zero gains under a grouped norm "
-        "are not: there the law holds group by group)",
+        "are not: there the law holds group by group; nor is a kernel across 1 under LayerNorm: there it is k + 1)",
     ),
     source="this project",
     prove=prove,

@@ -175,8 +175,8 @@ PROPOSITION = Proposition(
     key="P4",
     title="visibility and activity are two numbers: behind a scale-free readout the scale is blind, and may be carried",
     words=(
-        "What logits see of a direction and what the recurrence keeps of it are two numbers: the scale can be "
-        "blind and carried (1), damped (alpha) or removed (0)."
+        "What logits see of a direction and what the recurrence keeps of it are two numbers: without epsilon the "
+        "scale can be blind and, by one pre-norm residual step, carried (1), damped (alpha) or removed (0)."
     ),
     statement=(
         r"V_p(v) = \mathrm{Var}_p(\mathrm{D}z[|h|v]) = \mathbb{E}_{y\sim p}\langle\nabla_h \ell_y, |h|v\rangle^2;\quad "
@@ -185,7 +185,8 @@ PROPOSITION = Proposition(
     ),
     hypotheses=(
         "h is the state that is decoded, and the step leads from it to the next decoded state",
-        "the branch normalises its input, epsilon is zero, and the step is one residual add",
+        "the branch normalises its input, epsilon is zero, and the step is one residual add (of several, A = 1 and "
+        "alpha up to O(1/s^2))",
         "the readout is scale-free, for V = 0",
     ),
     source="this project",
