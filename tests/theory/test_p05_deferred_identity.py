@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from loopsight.derivatives import directional_derivative
 from theory.cases import Case
+from theory.far_out import linear_sublayers
 from theory.proposition import ProofError
 from theory.propositions import p05_deferred_identity as p05
 from theory.random_model import Architecture, RandomModel, random_model
@@ -125,6 +126,26 @@ def test_dense_supervision_makes_the_deferred_slope_weaker():
     m = model()
     ratio = slope(m, WEIGHTS["dense"], 1e6) / slope(m, WEIGHTS["terminal"], 1e6)
     assert ratio == pytest.approx((4 + 1) / (2 * 4), rel=1e-3)
+
+
+def test_trap_near_by_dense_supervision_may_show_more_and_summed_losses_always_do_in_the_end():
+    """The law is of large scales and of weights of the same sum."""
+    models = [model(seed=seed) for seed in range(12)]
+    ratios = [slope(m, WEIGHTS["dense"], 3.0) / slope(m, WEIGHTS["terminal"], 3.0) for m in models]
+    assert max(map(abs, ratios)) > 1
+    summed = slope(models[0], (1.0,) * 4, 1e6) / slope(models[0], WEIGHTS["terminal"], 1e6)
+    assert summed == pytest.approx((4 + 1) / 2, rel=1e-3)
+
+
+def test_the_coefficient_law_refuses_branches_that_see_the_scale(monkeypatch):
+    """Written in units of s, it holds for every map: that the model is that map is what fails."""
+    m = model()
+    assert p05.coefficient_residual(CASE, m) < 1e-13
+    monkeypatch.setattr(RandomModel, "sublayers", lambda m: linear_sublayers(CASE))
+    assert p05.coefficient_residual(CASE, m) > 1e-2
+    with monkeypatch.context() as patch:
+        patch.setattr(p05, "scaling_error", lambda sublayers, h: 0.0)
+        assert p05.coefficient_residual(CASE, m) < 1e-13
 
 
 def test_trap_small_scales_are_far_from_the_asymptote():

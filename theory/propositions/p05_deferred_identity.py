@@ -1,4 +1,4 @@
-"""P5: supervising every loop shows no scale at once, and what later loops show of it is exact, small and weaker."""
+"""P5: supervising every loop shows no scale at once, and what later loops show of it is exact, and small far out."""
 
 from dataclasses import replace
 
@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from theory.cases import Case
+from theory.far_out import scaling_error
 from theory.laboratory import SCALE_FREE, draw_architecture, loop_weights
 from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.propositions.p01_blind_directions import jacobian_times_state
 from theory.random_model import RandomModel, StateMap, random_model
-from theory.symbols import h, i, j, k, total
+from theory.symbols import h, i, j, k, split, total
 
 TOLERANCE = 1e-12
 LOOPS = 3  # written out in the proof of the coefficient law
@@ -23,6 +24,7 @@ def prove() -> Proof:
     _prove_identity(proof)
     _prove_telescoping(proof)
     _prove_sign(proof)
+    _prove_first_order(proof)
     _prove_coefficient_law(proof)
     return proof
 
@@ -62,8 +64,22 @@ def _prove_sign(proof: Proof) -> None:
     proof.equal("s dL/ds = <g, s u> = -<g, b>: descent raises s iff <g, b> > 0", s * radial, -crossing)
 
 
+def _prove_first_order(proof: Proof) -> None:
+    """Any width, tokens, sublayers and loops, in units of s, x = 1/s: a coordinate Y(x) of the states gets x B(x), B the
+    branch at the state so far. All states are U at x = 0, so that after k loops the derivative there is k bbar(U)."""
+    x = sp.Symbol("x", real=True)
+    before, branch = sp.Function("Y"), sp.Function("B")
+    after = limit_slope(before(x) + x * branch(x), x)
+    proof.equal("a residual step adds b(U) to dY/dx at x = 0", after, limit_slope(before(x), x) + branch(0))
+    weight, gradient, bbar = sp.IndexedBase("w", real=True), sp.IndexedBase("L'", real=True), sp.IndexedBase("b")
+    count = sp.Symbol("K", integer=True, positive=True)
+    slope = split(sp.Sum(weight[k] * split(total(gradient[i] * k * bbar[i])), (k, 1, count)))
+    expected = sp.Sum(k * weight[k], (k, 1, count)) * total(gradient[i] * bbar[i])
+    proof.equal("so that sum_k w_k <L', k bbar> is (sum_k k w_k) <L', bbar>", slope, expected)
+
+
 def _prove_coefficient_law(proof: Proof) -> None:
-    """In polar coordinates, x = 1/s: d L / d x at x = 0 of the exact threefold composition, for generic a, beta, L."""
+    """The plane, one token, one sublayer, three loops, composed exactly in polar coordinates: d L / d x at x = 0."""
     x = sp.Symbol("x", nonnegative=True)
     phi = sp.Symbol("phi", real=True)
     a, beta, loss = sp.Function("a"), sp.Function("beta"), sp.Function("L")
@@ -81,7 +97,8 @@ def _prove_coefficient_law(proof: Proof) -> None:
     count = sp.Symbol("K", integer=True, positive=True)
     dense = sp.summation(k / count, (k, 1, count))
     proof.equal("uniform weights 1/K, any K: the coefficient", dense, (count + 1) / 2)
-    proof.true("dense supervision is the weaker from K = 2 on", (dense.subs(count, count + 1) < count + 1))
+    proof.equal("is (K + 1) / 2K of terminal supervision's, K", dense / count, (count + 1) / (2 * count))
+    proof.true("and so the weaker from K = 2 on", (dense.subs(count, count + 1) < count + 1))
 
 
 def limit_slope(function: sp.Expr, x: sp.Symbol) -> sp.Expr:
@@ -155,9 +172,8 @@ def _sums_from(terms: Tensor) -> Tensor:
 
 
 def coefficient_residual(case: Case, model: RandomModel, multiples: list[float] | None = None) -> float:
-    """|d L / d(1/s) - (sum_k k w_k) <grad L(U), bbar(U)>| at 1/s = 0, relative to the absolute values.
-
-    In units of s the recurrence is y -> y + x b(y), x = 1/s, so that the limit is a derivative at x = 0, without error.
+    """|d L / d(1/s) - (sum_k k w_k) <grad L(U), bbar(U)>| at 1/s = 0, relative to the absolute values; or the error of
+    what it rests on, that in units of s the recurrence is y -> y + x b(y), x = 1/s: the limit is a derivative at 0.
     """
     readout, loss = model.readout(), loss_of_logits(case, model)
     weights = loop_weights(model.architecture)
@@ -177,9 +193,8 @@ def coefficient_residual(case: Case, model: RandomModel, multiples: list[float] 
     multiples = [float(number) for number in range(1, len(weights) + 1)] if multiples is None else multiples
     factor = sum(multiple * weight for multiple, weight in zip(multiples, weights, strict=True))
     size = sum(number * abs(weight) for number, weight in enumerate(weights, 1))
-    return (
-        (slope - factor * (gradient * displacement).sum()).abs() / (size * (gradient * displacement).abs().sum())
-    ).item()
+    error = (slope - factor * (gradient * displacement).sum()).abs() / (size * (gradient * displacement).abs().sum())
+    return worst([error.item(), scaling_error(model.sublayers(), model.embed())])
 
 
 def check(case: Case) -> Residual:
@@ -217,8 +232,9 @@ PROPOSITION = Proposition(
     key="P5",
     title="dense supervision does not show the scale; what later loops show is exact per residual step and O(1/s)",
     words=(
-        "Reading out every loop shows no scale at once; what later loops show of it is an exact sum over "
-        "residual steps that falls as 1/s, and is weaker for dense than for terminal supervision."
+        "Scale-free readouts of every loop show no scale at once; what later ones show is an exact sum over "
+        "residual steps, falls as 1/s, and is far out (K + 1) / 2K times as much for uniform loop weights as for "
+        "all of it on loop K."
     ),
     statement=(
         r"\langle G_i^t, h_i^t\rangle = \sum_{j \ge i} \mathrm{imm}_j^t"
@@ -229,7 +245,9 @@ PROPOSITION = Proposition(
         "a step is one residual add whose branch normalises its input; epsilon is zero",
         "damping and normalisation between loops count as steps of gain alpha and 0",
         "imm is 0 behind a scale-free readout, <grad_z l, z> behind a raw one without bias",
-        "coefficient law: nothing between loops, all tokens scaled jointly, scale-free readout after loops 1..K",
+        "coefficient law: nothing between loops, all tokens scaled jointly, scale-free readout after loops 1..K, branches "
+        "and loss differentiable at the directions U",
+        "uniform against terminal weights: of the same sum, K at least 2; far out, and not at every scale",
     ),
     source="1/s law: arXiv 2606.24898; identity and coefficient law: this project",
     prove=prove,
