@@ -103,6 +103,22 @@ def test_a_pool_is_pinned_by_one_token_that_is_not_fitted_and_by_none_that_all_a
     assert not predicted_minimiser(z, one_wrong)[0]
 
 
+def test_tokens_that_pin_nothing_alone_may_pin_a_common_scale():
+    """One label is the argmax, the other the minimum: together they rest at c = 0.35."""
+    z, labels = torch.tensor([[3.0, 0.0, 0.0], [1.0, 0.0, -1.0]], dtype=torch.float64), torch.tensor([0, 2])
+    assert not predicted_minimiser(z, labels).any() and not has_minimiser(slopes(z, labels)).any()
+    assert predicted_common_minimiser(z, labels) and has_minimiser(slopes(z, labels).sum(0))
+    gaps = [p06.logit_gap(c * z, labels).sum().item() for c in (0.34, 0.36)]
+    assert gaps[0] < 0 < gaps[1]
+
+
+def test_equal_logits_are_minimised_by_every_scale():
+    """The one case that the condition is not of."""
+    z, label = logits_of(1.0, 1.0, 1.0), torch.tensor([0])
+    assert slopes(z, label).abs().max() < 1e-15
+    assert not predicted_minimiser(z, label)
+
+
 def test_calibration_is_no_sign_of_a_raw_readout():
     """A stationary gain behind RMSNorm closes the gap as well: flat or convex along the state's scale decides."""
     case = Case(seed=1, tokens=6, vocab=5, d=4)

@@ -16,7 +16,7 @@ from torch import Tensor
 from loopsight.derivatives import differentiable_kernels
 from theory.cases import Case
 from theory.laboratory import along, draw_architecture, gradients_of, narrowed, writers
-from theory.proposition import Proof, Proposition, Residual, worst
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.propositions.p03_blind_subspace import prove_variance
 from theory.random_model import RandomModel, random_model
 
@@ -69,7 +69,8 @@ def _prove_tie(proof: Proof) -> None:
 
 
 def _prove_gauge(proof: Proof) -> None:
-    """Untied, a raw readout's logits depend on writers w and head U only by products: z(a w, b U) = a b z(w, U)."""
+    """Given that a raw readout's logits depend on writers w and head U by products, z(a w, b U) = a b z(w, U), which is
+    P11 and is measured by `gauge_residual`, the loss at scales a, b is L(a b); tied, b = a."""
     a, b = sp.symbols("a b", positive=True)
     loss = sp.Function("L")
     along_w = sp.diff(loss(a * b), a).doit().subs({a: 1, b: 1}).doit()
@@ -156,7 +157,10 @@ def predicted_common_minimiser(logits: Float[Tensor, "tokens vocab"], labels: In
     return bool((logits.mean(-1) - true).mean() < 0 and (true < logits.amax(-1)).any())
 
 
-def disagreements(case: Case) -> int:
+Prediction = Callable[[Tensor, Tensor], Tensor]
+
+
+def disagreements(case: Case, predicted: Prediction = predicted_minimiser) -> int:
     """Tokens, and pools of them, whose minimiser exists against the prediction or the reverse."""
     head, labels = head_and_labels(case)
     logits = case.states() @ head.T
@@ -168,7 +172,7 @@ def disagreements(case: Case) -> int:
     labels = torch.where(torch.arange(len(labels)) % 3 == 0, top[:, 0], labels)
     labels = torch.where(torch.arange(len(labels)) % 3 == 1, top[:, 1], labels)
     slope = slopes(logits, labels)
-    wrong = (has_minimiser(slope) != predicted_minimiser(logits, labels)).sum().item()
+    wrong = (has_minimiser(slope) != predicted(logits, labels)).sum().item()
     wrong += has_minimiser(slope.sum(0)).item() != predicted_common_minimiser(logits, labels)
     return int(wrong)
 
@@ -216,30 +220,37 @@ def check(case: Case) -> Residual:
 
 
 def control(case: Case) -> Residual:
-    """The gradient behind a normalisation, which does not see the gap."""
+    """The lesser of: the gradient behind a normalisation, which does not see the gap, and the tokens of which it is wrong
+    that every label above the mean has a minimiser."""
 
     def rms_normalise(h: Tensor) -> Tensor:
         return h / h.square().mean(-1, keepdim=True).sqrt()
 
-    return Residual(value=gradient_residual(case, rms_normalise), tolerance=1e-12)
+    def above_the_mean(logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.gather(-1, labels[:, None]).squeeze(-1) > logits.mean(-1)
+
+    failures = [gradient_residual(case, rms_normalise), float(disagreements(case, above_the_mean))]
+    return Residual(value=least(failures), tolerance=1e-12)
 
 
 PROPOSITION = Proposition(
     key="P6",
     title="a raw readout sees the scale as a temperature, and pins logits where they are neither fitted nor hopeless",
     words=(
-        "A raw readout sees the scale as an inverse temperature: its gradient along h is the expected minus "
-        "the true logit, and the data pin a scale only for labels above the mean logit that are no argmax."
+        "A raw readout sees the scale as an inverse temperature: the cross-entropy's gradient along h is the "
+        "expected minus the true logit, and one token alone pins a scale only if its label is above the mean "
+        "logit and no argmax."
     ),
     statement=(
         r"\langle \nabla_h \ell, h \rangle = E_p[z] - z_y; \quad"
         r"\tfrac{d^2}{dc^2} \ell(c h) = \mathrm{Var}_{p_c}(z) \ge 0; \quad"
-        r"\arg\min_{c > 0} \ell(c h) \text{ exists} \iff \overline{z} < z_y < \max z; \quad"
+        r"z \text{ not constant: } \arg\min_{c > 0} \ell(c h) \text{ exists} \iff \overline{z} < z_y < \max z; \quad"
         r"\langle \nabla_w L, w \rangle = \langle \nabla_U L, U \rangle"
         r" = \textstyle\sum_k w_k\, \overline{\mathrm{gap}}_k"
     ),
     hypotheses=(
         "cross-entropy of logits that are linear in the state; z without the head's bias in the last equality",
+        "one token's minimiser: its logits are not all equal (else every c is one)",
         "common scale of many tokens: the mean over tokens of mean(z) - z_y is negative, and some label is no argmax",
         "last equality: head U untied, writers w of a recurrence whose branches normalise their input, epsilon zero",
     ),
