@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from theory.cases import Case
 from theory.laboratory import along, draw_architecture, gradients_of, writers
@@ -11,7 +12,7 @@ from theory.proposition import ProofError
 from theory.propositions import p07_norm_penalty as p07
 from theory.propositions.p06_raw_readout import mean_gap
 from theory.propositions.p07_norm_penalty import objective, penalty_of
-from theory.random_model import RandomModel, random_model
+from theory.random_model import RandomModel, random_model, rms_normalise
 
 COEFFICIENT = 0.01
 
@@ -80,6 +81,43 @@ def test_a_tied_head_adds_the_gap_and_a_gain_carries_the_gap_alone(gain):
     assert inner == pytest.approx(slope + two_p, rel=1e-10)
     if gain:
         assert along(gradients, model.parameters, ["readout.gain"])[0] == pytest.approx(slope, rel=1e-10)
+
+
+def test_a_tied_head_without_gain_has_a_stationary_point_other_than_zero():
+    """Four tokens that are their own labels, no branch, logits N(E) E^T: more than weight decay, the data hold it."""
+
+    def total(embedding):
+        logits = rms_normalise(embedding, 0.0) @ embedding.T
+        return F.cross_entropy(logits, torch.arange(4)) + penalty_of([embedding, embedding], 0.5)
+
+    e = 1.0306 * torch.eye(4, dtype=torch.float64) - 0.3435 * (1 - torch.eye(4, dtype=torch.float64))
+    for _ in range(200):
+        e = e - 0.5 * torch.func.grad(total)(e)
+    assert e.diagonal().tolist() == pytest.approx([1.0306] * 4, abs=1e-4)
+    assert torch.func.grad(total)(e).norm() < 1e-10 < 0.1 < torch.func.grad(total)(0.5 * e).norm()
+
+
+def test_one_writer_alone_may_be_driven_outward():
+    """The penalty decays their joint norm: one that opposes the others makes states smaller by growing."""
+    signs = set()
+    for seed in range(20):
+        model = model_of(seed=seed, tied=False)
+        gradients = gradients_of(lambda p, model=model: penalty_of(model.states(p), 1.0), model.parameters)
+        names = writers(model.architecture)
+        assert along(gradients, model.parameters, names)[0] > 0
+        signs |= {along(gradients, model.parameters, [name])[0] > 0 for name in names}
+    assert signs == {True, False}
+
+
+def test_at_zero_there_is_no_gradient_to_vanish():
+    """The blind loss keeps its value down to zero, another one on every ray: it is not even continuous there."""
+    model, names = model_of(tied=False), writers(model_of(tied=False).architecture)
+    other = model.parameters | {name: model_of(tied=False, seed=9).parameters[name] for name in names}
+    near, nearer, elsewhere = (
+        model.loss({name: (factor if name in names else 1.0) * x for name, x in parameters.items()}).item()
+        for factor, parameters in ((1e-3, model.parameters), (1e-6, model.parameters), (1e-6, other))
+    )
+    assert near == pytest.approx(nearer, rel=1e-11) and abs(elsewhere - nearer) > 1e-2
 
 
 def fitted(model: RandomModel) -> RandomModel:

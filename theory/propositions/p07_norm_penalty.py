@@ -28,7 +28,10 @@ rms = sp.IndexedBase("r", positive=True)
 
 
 def prove() -> Proof:
-    """Symbolic numbers of states and parameters: derivatives, the flow, an SGD step, ties and gains."""
+    """Symbolic numbers of states and parameters: derivatives, the flow, an SGD step, ties and gains.
+
+    Given that states have degree 1 and blind logits degree 0 in the writers w (P11): L(c w) = L(w), P(c w) = c^2 P(w).
+    """
     proof = Proof()
     one = sp.Symbol("x", real=True)  # log-scale of a single state
     own = lam / n * (sp.exp(one) * rms[i]) ** 2
@@ -57,11 +60,12 @@ def joint_derivative() -> sp.Expr:
 
 
 def _prove_collapse(proof: Proof) -> None:
-    """Far above sqrt(eps) a blind readout leaks eps / m of its slope kappa (P2), m = c^2 r^2; against it stands 2 P."""
+    """Far above sqrt(eps) a blind readout leaks eps / m of a slope kappa (P2), m = c^2 r^2; against it stands 2 P. Taken
+    as constant and positive: where the labels are not fitted, kappa may have either sign."""
     leak, slope, r = sp.symbols("epsilon kappa r", positive=True)
     balance = -slope * leak / (c * r) ** 2 + 2 * lam * (c * r) ** 2
     rest = sp.solve(balance, c)
-    proof.equal("(a) with epsilon the scale comes to rest", sp.Integer(len(rest)), sp.Integer(1))
+    proof.equal("(a) with epsilon and a slope kappa > 0 that stays, the scale comes to rest once", sp.Integer(len(rest)), sp.Integer(1))
     proof.equal("(a) at a mean square of sqrt(kappa eps / 2 lambda)", (rest[0] * r) ** 4, slope * leak / (2 * lam))
 
 
@@ -175,10 +179,10 @@ def control(case: Case) -> Residual:
 
 PROPOSITION = Proposition(
     key="P7",
-    title="a norm penalty behind a blind readout is weight decay on the writers: no stationary point but zero",
+    title="a norm penalty behind a blind, untied readout is weight decay on the writers' joint norm: no point is stationary",
     words=(
-        "Behind a scale-free readout a norm penalty acts as weight decay on everything written to the state: "
-        "without epsilon, nothing but zero is stationary."
+        "Behind a scale-free, untied readout a norm penalty acts as weight decay on the joint norm of everything "
+        "written to the state: without epsilon, no point is stationary."
     ),
     statement=(
         r"P = \lambda\, \overline{\mathrm{rms}^2}: \quad \frac{dP}{d \log c} = 2 P; \quad"
@@ -188,9 +192,10 @@ PROPOSITION = Proposition(
     ),
     hypotheses=(
         "the readout and every branch normalise their input, epsilon zero",
-        "w is all writers together: embeddings, the branches' output maps and biases, a between-loop norm's gain",
+        "w is all writers together (one alone may be driven outward): embeddings, the branches' output maps and biases, "
+        "a between-loop norm's gain; states are not zero, where nothing is differentiable",
         "the penalty averages over loops 1..K and tokens",
-        "tied: the readout has no bias between its normalisation and its gain",
+        "tied: the readout has no bias between its normalisation and its gain; without a gain it rests where 2 P = -S",
     ),
     source="arXiv 2606.24898 (norm penalty); its consequences: this project",
     prove=prove,
