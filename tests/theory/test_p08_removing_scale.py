@@ -31,6 +31,33 @@ def test_wrong_formulas_are_rejected(monkeypatch, name, mutant, step):
         p08.prove()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda start, added, loops: p08.ALPHA**loops * start + added / (1 - p08.ALPHA),
+        lambda start, added, loops: p08.ALPHA**loops * start + loops * added,
+    ],
+    ids=["the whole series at once", "a sum that is not damped"],
+)
+def test_wrong_bounds_are_rejected(monkeypatch, wrong):
+    monkeypatch.setattr(p08, "damped_bound", wrong)
+    with pytest.raises(ProofError, match="bound of|a loop takes it"):
+        p08.prove()
+
+
+def test_the_check_notices_a_loop_that_is_damped_less_than_said_and_a_branch_that_grows(monkeypatch):
+    damped, h = model_and_states(Case(seed=3), between="damping", damping=0.5)
+    assert p08.excess(damped, 0.5, h) < 1e-14
+    assert p08.excess(damped, 0.4, 1e3 * h) > 0.1
+    exact = p08.excess
+    with monkeypatch.context() as patch:
+        patch.setattr(p08, "excess", lambda model, damping, h: exact(model, damping / 2, 1e3 * h))
+        assert p08.check(Case(seed=3)).value > 0.1
+    linear = [lambda x: 2.0 * x]  # adds as much as the state is, and at its direction 1
+    monkeypatch.setattr(type(damped), "sublayers", lambda model: linear)
+    assert p08.excess(damped, 0.5, 1e3 * h) > 0.1
+
+
 def test_the_check_notices_a_wrong_leak():
     case = Case(seed=3)
     leaky, h = model_and_states(case, between="rmsnorm", eps=1e-2)
@@ -72,6 +99,28 @@ def test_several_damped_sublayers_contract_by_alpha_up_to_the_inverse_square_of_
         gaps.append(abs((derivative.norm() / x.norm()).item() - model.architecture.damping))
     assert 0 < gaps[0] < 1e-2
     assert gaps[1] == pytest.approx(gaps[0] / 100, rel=0.2) and gaps[2] == pytest.approx(gaps[1] / 100, rel=0.2)
+
+
+def test_damping_does_not_settle_at_a_over_one_minus_alpha_where_the_direction_turns():
+    """b(u) = (1 + 2 i) u in the plane turns every direction: above a / (1 - alpha), below |b| / (1 - alpha)."""
+    alpha, h = 0.88, 1.0 + 0.0j
+    for _ in range(2000):
+        h = alpha * h + (1 + 2j) * h / abs(h)
+    assert abs(alpha * h + (1 + 2j) * h / abs(h)) == pytest.approx(abs(h), rel=1e-12)
+    assert abs(h) == pytest.approx(10.0145, abs=1e-4)
+    assert 1 / (1 - alpha) < abs(h) < abs(1 + 2j) / (1 - alpha)
+
+
+@pytest.mark.parametrize(("nu", "stays"), [(-5.0, True), (-20.0, False)])
+def test_a_rest_point_whose_tilt_grows_is_left(nu, stays):
+    """alpha + (1 - alpha) nu / a at alpha = 0.8, a = 1: -0.2, and -3.2."""
+    matrix = torch.diag(torch.tensor([1.0, nu], dtype=torch.float64))
+    h = torch.tensor([[5.0, 1e-6]], dtype=torch.float64)
+
+    def step(x):
+        return 0.8 * x + directions(x) @ matrix.T
+
+    assert (unroll(step, h, 60)[-1][0, 1].abs() < 1e-6) == stays
 
 
 def damped(matrix: torch.Tensor, alpha: float):
