@@ -68,6 +68,30 @@ def test_the_check_notices_wrong_corrections_and_bounds(monkeypatch):
         assert p09.check(case).value > 1e-4
 
 
+def test_the_check_notices_a_hundredth_of_b_where_states_are_a_billion_times_larger(monkeypatch):
+    """Rounding is measured against the state: what the branch adds is a billionth of it."""
+    right, case = p09.sublayers_and_states, Case(seed=4, d=12, tokens=3, scale=1e6, spread=1e3)
+
+    def grown(case):
+        """Branches that answer to the largest state by a hundredth."""
+        sublayers, h = right(case)
+        more = [lambda x, f=f: x + (f(x) - x) * (1.0 + 0.01 * (x.norm(dim=-1, keepdim=True) > 1e9)) for f in sublayers]
+        return more, h
+
+    assert p09.check(case).holds
+    monkeypatch.setattr(p09, "sublayers_and_states", grown)
+    assert not p09.check(case).holds
+    assert p09.check(case).value < 1e-10
+
+
+def test_the_norm_of_a_state_that_is_turned_by_a_right_angle_does_not_grow_by_a():
+    """a = -s and beta = s: the squared norm is (s + a)^2 + beta^2, which is s^2."""
+    h, after = torch.tensor([[3.0, 4.0]]).double(), torch.tensor([[-4.0, 3.0]]).double()
+    step = increment(h, after)
+    assert step.radial_part.item() == -5.0 and step.next_l2_norm.item() == pytest.approx(5.0, rel=1e-15)
+    assert p09._polar(h, after) < 1e-15
+
+
 def test_the_check_notices_wrong_sums_over_loops_and_wrong_sides_of_the_sandwich(monkeypatch):
     case = Case(seed=4, d=12, tokens=3)
     for wrong in (

@@ -23,7 +23,7 @@ from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
 
-TOLERANCE = 1e-10
+TOLERANCE = 1e-12  # of |h|, which is up to 1e10 of what is added: an error in b must not pass for rounding
 S, BETA, Q = sp.symbols("s beta q", positive=True)
 A = sp.Symbol("a", real=True)
 SMALL = sp.Symbol("varepsilon", positive=True)
@@ -102,7 +102,10 @@ def _prove_expansions(proof: Proof) -> None:
 
 
 def _prove_second_order(proof: Proof) -> None:
-    """Three degree-0 branches in the plane, as arbitrary functions of the state's angle phi; SMALL = 1/s."""
+    """Three degree-0 branches in the plane, as arbitrary smooth functions of the state's angle phi; SMALL = 1/s.
+
+    More branches, dimensions or tokens are not written out: `check` measures them.
+    """
     phi = sp.Symbol("phi", real=True)
     branches = [sp.Matrix([sp.Function(f"{x}_{n}")(phi) for x in "XY"]) for n in (1, 2, 3)]
     x = sp.Matrix([sp.cos(phi), sp.sin(phi)])
@@ -269,8 +272,8 @@ PROPOSITION = Proposition(
     key="P9",
     title="one step's norm and angle are polar identities of any map; what is special is that b ignores the scale",
     words=(
-        "That the norm grows by a = <u, b> holds for any map; what normalised branches add is that b does not "
-        "depend on the scale, and several branches in a loop a term c / s."
+        "That the squared norm becomes (s + a)^2 + beta^2, a = <u, b> and beta across u, holds for any map; what "
+        "normalised branches add is that b does not depend on the scale, and several in a loop a term c / s."
     ),
     statement=(
         r"|F|^2 = (s + a)^2 + \beta^2,\quad |u' - u| = 2 \sin\tfrac{\theta}{2};\quad "
@@ -281,7 +284,7 @@ PROPOSITION = Proposition(
     hypotheses=(
         "polar forms, Pythagoras: any map; bounds: s + a > 0",
         "constancy of b: one residual step with a normalised branch, epsilon zero; every token's scale by itself",
-        "the 1/s term: several such steps, scales of all tokens in fixed ratio",
+        "the 1/s term: several such steps, branches twice differentiable at u, scales of all tokens in fixed ratio",
     ),
     source="arXiv 2606.24898, Lemma 2; exact form and the 1/s term of several sublayers: this project",
     prove=prove,
