@@ -85,17 +85,27 @@ def test_a_loss_of_another_degree_is_rejected(monkeypatch):
         p14.prove()
 
 
-def test_a_loop_that_multiplies_the_state_is_rejected(monkeypatch):
-    def damped(weights, x, small):
-        branch, state, through = sp.Function("b"), x, sp.Integer(0)
+@pytest.mark.parametrize("step", [lambda x, b: x / 2, lambda x, b: p14.ALPHA * x + b(x)], ids=["other alpha", "large b"])
+def test_a_loop_of_another_jacobian_is_rejected(monkeypatch, step):
+    def other(weights, x, small):
+        state, through = x, sp.Integer(0)
         for weight in weights:
             through += weight * sp.Function("l")(state)
-            state = state / 2 + small * branch(state)
+            state = step(state, sp.Function("b"))
         return sp.diff(through, x).doit()
 
-    monkeypatch.setattr(p14, "total_gradient", damped)
-    with pytest.raises(ProofError, match="what the exits from here on add"):
+    monkeypatch.setattr(p14, "total_gradient", other)
+    with pytest.raises(ProofError, match="the slope at every exit from here on"):
         p14.prove()
+
+
+@pytest.mark.parametrize("damping", [0.5, 0.88])
+def test_under_damping_every_exit_counts_by_the_scale_of_its_own_state(damping):
+    """sum_j imm_j without them, as is right when nothing is between loops, is not G_k however large the state."""
+    model = random_model(replace(BLIND, batch=1, loops=3, between="damping", damping=damping, embedding_std=1e15))
+    assert p14.backward_attenuation_residual(model) < 1e-12
+    total, immediate, _ = p14.total_and_immediate_gradients(model)
+    assert (total[0] - torch.stack(immediate).sum(0)).norm() / total[0].norm() > 0.05
 
 
 def test_broken_copies_do_not_survive_the_check(monkeypatch):
