@@ -24,7 +24,7 @@ class ProofError(AssertionError):
 class Proof:
     """The equations of a proof, each carried out by SymPy: one that fails raises.
 
-    Nothing checks that they imply the statement: the argument between them is in the docstrings, as is what they assume.
+    Nothing checks that they imply the statement: the argument between them is in docstrings, as is what they assume.
     """
 
     steps: list[tuple[str, sp.Basic]] = field(default_factory=list)

@@ -85,7 +85,9 @@ def test_a_loss_of_another_degree_is_rejected(monkeypatch):
         p14.prove()
 
 
-@pytest.mark.parametrize("step", [lambda x, b: x / 2, lambda x, b: p14.ALPHA * x + b(x)], ids=["other alpha", "large b"])
+@pytest.mark.parametrize(
+    "step", [lambda x, b: x / 2, lambda x, b: p14.ALPHA * x + b(x)], ids=["other alpha", "large b"]
+)
 def test_a_loop_of_another_jacobian_is_rejected(monkeypatch, step):
     def other(weights, x, small):
         state, through = x, sp.Integer(0)

@@ -260,7 +260,7 @@ def check(case: Case) -> Residual:
 
 
 def control(case: Case) -> Residual:
-    """The least of: every form's leak, and the gradient fraction, predicted of twice the epsilon, and a wrong degree."""
+    """The least of: every form's leak and the gradient fraction, predicted of twice the epsilon, and a wrong degree."""
 
     def doubled(h: Tensor, eps: float, form: EpsilonForm, centred: bool) -> Tensor:
         return epsilon_leak(h, 2 * eps, form, centred=centred)

@@ -230,8 +230,8 @@ def check(case: Case) -> Residual:
 
 
 def control(case: Case) -> Residual:
-    """The lesser of: RMSNorm with an epsilon of the state's size, where the dimension may stay and h is no longer in the
-    subspace; and the sum m + k in the place of the maximum."""
+    """The lesser of: RMSNorm with an epsilon of the state's size, where the dimension may stay and h is no longer in
+    the subspace; and the sum m + k in the place of the maximum."""
     h, leaky = case.states()[:1], readout_of(case, "rmsnorm", planted=0, eps=case.scale**2)
     planted = readout_of(case, "rmsnorm", planted=1)
     kernel = predicted_dimension(replace(planted, groups=()), 1)

@@ -65,8 +65,8 @@ def _prove_sign(proof: Proof) -> None:
 
 
 def _prove_first_order(proof: Proof) -> None:
-    """Any width, tokens, sublayers and loops, in units of s, x = 1/s: a coordinate Y(x) of the states gets x B(x), B the
-    branch at the state so far. All states are U at x = 0, so that after k loops the derivative there is k bbar(U)."""
+    """Any width, tokens, sublayers and loops, in units of s, x = 1/s: a coordinate Y(x) of the states gets x B(x), B
+    the branch at the state so far. All states are U at x = 0: after k loops the derivative there is k bbar(U)."""
     x = sp.Symbol("x", real=True)
     before, branch = sp.Function("Y"), sp.Function("B")
     after = limit_slope(before(x) + x * branch(x), x)
@@ -245,8 +245,8 @@ PROPOSITION = Proposition(
         "a step is one residual add whose branch normalises its input; epsilon is zero",
         "damping and normalisation between loops count as steps of gain alpha and 0",
         "imm is 0 behind a scale-free readout, <grad_z l, z> behind a raw one without bias",
-        "coefficient law: nothing between loops, all tokens scaled jointly, scale-free readout after loops 1..K, branches "
-        "and loss differentiable at the directions U",
+        "coefficient law: nothing between loops, all tokens scaled jointly, scale-free readout after loops 1..K, "
+        "branches and loss differentiable at the directions U",
         "uniform against terminal weights: of the same sum, K at least 2; far out, and not at every scale",
     ),
     source="1/s law: arXiv 2606.24898; identity and coefficient law: this project",

@@ -220,8 +220,8 @@ def check(case: Case) -> Residual:
 
 
 def control(case: Case) -> Residual:
-    """The lesser of: the gradient behind a normalisation, which does not see the gap, and the tokens of which it is wrong
-    that every label above the mean has a minimiser."""
+    """The lesser of: the gradient behind a normalisation, which does not see the gap, and the tokens of which it is
+    wrong that every label above the mean has a minimiser."""
 
     def rms_normalise(h: Tensor) -> Tensor:
         return h / h.square().mean(-1, keepdim=True).sqrt()

@@ -60,12 +60,16 @@ def joint_derivative() -> sp.Expr:
 
 
 def _prove_collapse(proof: Proof) -> None:
-    """Far above sqrt(eps) a blind readout leaks eps / m of a slope kappa (P2), m = c^2 r^2; against it stands 2 P. Taken
-    as constant and positive: where the labels are not fitted, kappa may have either sign."""
+    """Far above sqrt(eps) a blind readout leaks eps / m of a slope kappa (P2), m = c^2 r^2; against it stands 2 P.
+    Taken as constant and positive: where the labels are not fitted, kappa may have either sign."""
     leak, slope, r = sp.symbols("epsilon kappa r", positive=True)
     balance = -slope * leak / (c * r) ** 2 + 2 * lam * (c * r) ** 2
     rest = sp.solve(balance, c)
-    proof.equal("(a) with epsilon and a slope kappa > 0 that stays, the scale comes to rest once", sp.Integer(len(rest)), sp.Integer(1))
+    proof.equal(
+        "(a) with epsilon and a slope kappa > 0 that stays, the scale comes to rest once",
+        sp.Integer(len(rest)),
+        sp.Integer(1),
+    )
     proof.equal("(a) at a mean square of sqrt(kappa eps / 2 lambda)", (rest[0] * r) ** 4, slope * leak / (2 * lam))
 
 
@@ -179,7 +183,7 @@ def control(case: Case) -> Residual:
 
 PROPOSITION = Proposition(
     key="P7",
-    title="a norm penalty behind a blind, untied readout is weight decay on the writers' joint norm: no point is stationary",
+    title="behind a blind, untied readout a norm penalty is weight decay on the writers' joint norm: nothing rests",
     words=(
         "Behind a scale-free, untied readout a norm penalty acts as weight decay on the joint norm of everything "
         "written to the state: without epsilon, no point is stationary."
@@ -192,8 +196,8 @@ PROPOSITION = Proposition(
     ),
     hypotheses=(
         "the readout and every branch normalise their input, epsilon zero",
-        "w is all writers together (one alone may be driven outward): embeddings, the branches' output maps and biases, "
-        "a between-loop norm's gain; states are not zero, where nothing is differentiable",
+        "w is all writers together (one alone may be driven outward): embeddings, the branches' output maps and "
+        "biases, a between-loop norm's gain; states are not zero, where nothing is differentiable",
         "the penalty averages over loops 1..K and tokens",
         "tied: the readout has no bias between its normalisation and its gain; without a gain it rests where 2 P = -S",
     ),

@@ -65,7 +65,7 @@ def prove() -> Proof:
     proof.equal("bound of |h_k|: from s_0 on", damped_bound(start, added, sp.Integer(0)), start)
     proof.equal("a loop takes it to alpha times it plus B", after, ALPHA * before + added)
     rest = added / (1 - ALPHA)
-    proof.equal("its distance from B / (1 - alpha) is alpha^k of the first", before - rest, ALPHA**loops * (start - rest))
+    proof.equal("its distance from B / (1 - alpha) is alpha^k of s_0's", before - rest, ALPHA**loops * (start - rest))
     squared = (ALPHA * s + a) ** 2 + beta**2
     at_rest = squared.subs({beta: 0, s: settled_norm()})
     proof.equal("aligned (beta = 0): |Phi|^2 at s* is s*^2", at_rest, settled_norm() ** 2)
@@ -106,16 +106,16 @@ def carrying(sublayer: StateMap, alpha: float, h: Tensor) -> float:
 
 
 def excess(model: RandomModel, damping: float, h: Tensor, loops: int = 8) -> float:
-    """By how much |h_k| exceeds the bound of a loop damped so, relative to it; B is the largest sum of |b| so far, every
-    branch at its direction, as it has no scale to see."""
+    """By how much |h_k| exceeds the bound of a loop damped so, relative to it; B is the largest sum of |b| so far,
+    every branch at its direction, as it has no scale to see."""
     start, largest, between, excesses = h.norm(dim=-1), torch.zeros(()), model.between(), []
-    for k in range(1, loops + 1):
+    for number in range(1, loops + 1):
         h, added = between(h), torch.zeros(())
         for sublayer in model.sublayers():
             u = directions(h)
             h, added = sublayer(h), added + (sublayer(u) - u).norm(dim=-1)
         largest = torch.maximum(largest, added)
-        bound = damping**k * start + (1.0 - damping**k) / (1.0 - damping) * largest
+        bound = damping**number * start + (1.0 - damping**number) / (1.0 - damping) * largest
         excesses.append((h.norm(dim=-1) / bound).max().item() - 1.0)
     return worst(excesses)
 
@@ -180,10 +180,10 @@ PROPOSITION = Proposition(
     ),
     hypotheses=(
         "the operation acts at the entrance of the loop, and the state is observed at its exit",
-        "removal: for every token's scale separately; without epsilon exactly",
+        "removal: of every token's scale separately; without epsilon exactly",
         "damping: one residual step with a normalised branch; several: up to O(1/s^2), all tokens scaled together",
-        "settling at s*: along a direction with b(u) = a u, a > 0, and from near it if |alpha + (1 - alpha) nu / a| < 1 for "
-        "every tangential eigenvalue nu of Db(u)",
+        "settling at s*: along a direction with b(u) = a u, a > 0, from near it if |alpha + (1 - alpha) nu / a| < 1 "
+        "for every tangential eigenvalue nu of Db(u)",
         "bound: b = h_k - alpha h_{k-1} is what one loop adds, sup over all states",
     ),
     source="arXiv 2606.24898, section 4 (interventions); exact form: this project",

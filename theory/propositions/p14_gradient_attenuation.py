@@ -1,7 +1,7 @@
 """P14: gradients fall as what they are of grows, and not backward in k.
 
-Larger writers have smaller gradients and leave the readers' alone; a larger state beside the same blocks attenuates what
-the blocks write and read.
+Larger writers have smaller gradients and leave the readers' alone; a larger state beside the same blocks
+attenuates what the blocks write and read.
 """
 
 import math
@@ -80,7 +80,7 @@ def total_gradient(weights: tuple[sp.Symbol, ...], x: sp.Symbol, small: sp.Symbo
 
 def prove_loops(proof: Proof) -> None:
     """(c) In units of s a loop is h -> alpha h + b / s, alpha = 1 without damping: its Jacobian alpha + Db / s carries
-    gradients back times alpha, and the state's norm is as much larger there. One coordinate of one token, three loops."""
+    gradients back times alpha, and the state's norm is as much larger there. One coordinate, three loops."""
     x, small = sp.symbols("x delta", positive=True)  # one coordinate of h_k / s_k, and 1 / s_k
     weights, at = sp.symbols("w_1:4", real=True), sp.Dummy("x")
     slope = sp.diff(sp.Function("l")(at), at)
@@ -192,10 +192,10 @@ def control(case: Case) -> Residual:
 
 PROPOSITION = Proposition(
     key="P14",
-    title="larger writers have smaller gradients, their readers not, and large states attenuate nothing backward in loops",
+    title="larger writers have smaller gradients, readers not, and large states attenuate nothing backward in loops",
     words=(
-        "Large states, with no norm between loops, do not attenuate |h| times its gradient on the way back; scaling all "
-        "writers by c divides their gradients by c and leaves the readers', large embeddings alone attenuate all blocks'."
+        "Large states, with no norm between loops, do not attenuate |h| times its gradient on the way back; scaling "
+        "all writers by c divides their gradients by c, not the readers'; large embeddings alone attenuate all blocks'."
     ),
     statement=(
         r"\nabla_r L(c\,w, r) = \nabla_r L(w, r),\quad \nabla_w L(c\,w, r) = \tfrac1c \nabla_w L(w, r),\quad "
