@@ -64,8 +64,8 @@ def prove() -> Proof:
     before, after = (damped_bound(start, added, n) for n in (loops, loops + 1))
     proof.equal("bound of |h_k|: from s_0 on", damped_bound(start, added, sp.Integer(0)), start)
     proof.equal("a loop takes it to alpha times it plus B", after, ALPHA * before + added)
-    rest = added / (1 - ALPHA)
-    proof.equal("its distance from B / (1 - alpha) is alpha^k of s_0's", before - rest, ALPHA**loops * (start - rest))
+    end = added / (1 - ALPHA)
+    proof.equal("its distance from B / (1 - alpha) is alpha^k of the first", before - end, ALPHA**loops * (start - end))
     squared = (ALPHA * s + a) ** 2 + beta**2
     at_rest = squared.subs({beta: 0, s: settled_norm()})
     proof.equal("aligned (beta = 0): |Phi|^2 at s* is s*^2", at_rest, settled_norm() ** 2)
