@@ -1,8 +1,9 @@
 """When a residual stream held in a low-precision format stops moving: the state outgrows the spacing of its numbers.
 
 A format with a p-bit significand (bfloat16 8, float16 11, hidden bit included) has numbers 2^(e - p + 1) apart in
-[2^e, 2^(e + 1)). Adding b to a coordinate there does nothing once |b| is at most half of that. (Autocast keeps the
-stream in float32; this is about streams stored in the format itself.)
+[2^e, 2^(e + 1)). Adding b to a coordinate there does nothing once |b| is below half of that; where it is exactly half,
+the sum is rounded to the even multiple. (Autocast keeps the stream in float32; this is about streams stored in the
+format itself.)
 """
 
 import math
@@ -39,9 +40,9 @@ class Freeze:
     """Where adding a constant b to every coordinate ends.
 
     Attributes:
-        level: (..., d) |h_i| at which it stops, at least 2^p |b_i| and below 2^(p + 1) |b_i| (or where it stands, if
-            that is enough); infinite where the format overflows first (float16 from |b_i| > 16 on), at once if b_i
-            itself does not fit it.
+        level: (..., d) |h_i| at which it stops, at least 2^p |b_i| and below 2^(p + 1) |b_i|; beyond that, where it
+            stands or one spacing from there; infinite where the format overflows first (float16 from |b_i| > 16 on),
+            at once if b_i itself does not fit it.
         loops: (..., d) loops until then, or until it overflows, to within one or two where b does not oppose the state.
             A state that is a small multiple of b takes between 2^p and 1.5 x 2^p, whatever the size of b.
     """
@@ -54,7 +55,9 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
     """2^(p + ceil(log2 |b_i|)), the first binade whose half spacing is not below |b_i|, and the way there.
 
     The way is walked binade by binade, since the step that is really taken is b rounded to the binade's spacing, in the
-    last one up to twice b.
+    last one up to twice b. A state beyond that level stays where it is, unless |b_i| is exactly half a spacing there and
+    the state an odd multiple of the spacing: then it is rounded to the next even one, and stays there (from 258 in
+    bfloat16, + 1 leads to 260). That may be the level itself, from where b against the state leads back.
 
     Args:
         h: states (..., d) to start from.
@@ -64,15 +67,18 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
     Raises:
         ValueError: h or b is not a finite float tensor (h nonzero), their shapes differ, or dtype is no float format.
 
-    Source: this project; theory/ P17 (c).
+    Source: this project; theory/ P17.
     """
     p = significand_bits(dtype)
     require_states(h)
     if b.shape != h.shape or not b.is_floating_point() or not torch.isfinite(b).all():
         raise ValueError(f"b must be a finite float tensor of the shape of h, {tuple(h.shape)}, got {tuple(b.shape)}.")
     start, added = h.to(dtype), b.to(dtype)
-    still = start + added == start
     fits = torch.isfinite(added)
+    level = freezing_level(torch.where((added != 0) & fits, added.double().abs(), 1.0), p)
+    tied = fits & (start + added != start) & (start.double().abs() > level)
+    start = torch.where(tied, start + added, start)
+    still = start + added == start
     size = torch.where(still | ~fits, 1.0, added.double().abs())
     position = start.double() * added.double().sign()  # along b: it falls towards zero where b opposes the state
     loops = torch.zeros_like(position)
@@ -85,10 +91,15 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
         n = ((2.0 ** (exponent + 1) - position) / taken).ceil().clamp(min=0.0)
         n = torch.where((taken > 0) & (2.0**exponent <= torch.finfo(dtype).max), n, 0.0)
         position, loops, exponent = position + n * taken, loops + n, exponent + 1
-    level = 2.0 ** (p + size.log2().ceil())  # the last binade's step is one spacing, so its end is met exactly
+    # The last binade's step is one spacing, so its end is met exactly.
     level = torch.where((level > torch.finfo(dtype).max) | ~fits, torch.inf, level)
-    loops = torch.where(fits, loops, 1.0)
-    return Freeze(level=torch.where(still, start.double().abs(), level), loops=torch.where(still, 0.0, loops))
+    loops = torch.where(fits, torch.where(still, 0.0, loops) + tied, 1.0)
+    return Freeze(level=torch.where(still, start.double().abs(), level), loops=loops)
+
+
+def freezing_level(size: Float[Tensor, "*batch"], p: int) -> Float[Tensor, "*batch"]:
+    """2^(p + ceil(log2 size)), for updates of that size, positive."""
+    return 2.0 ** (p + size.log2().ceil())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +135,7 @@ def low_precision_run(
         ValueError: h is not a finite nonzero float tensor, no sublayer or no loop is asked for, dtype is no float
             format, or a sublayer changes the shape.
 
-    Source: this project; theory/ P17 (c).
+    Source: this project; theory/ P17.
     """
     significand_bits(dtype)
     require_states(h)

@@ -98,6 +98,29 @@ def test_what_does_not_move_at_all():
     assert freeze.level.tolist() == [[300.0, 1.0, 600.0]] and freeze.loops.tolist() == [[0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("added", [1.0, 0.75, 0.9])
+def test_every_number_about_the_level_is_predicted(dtype, added):
+    """From half the level to four times it, of both signs: ties go to the even number, which need not be the nearer."""
+    significands = torch.arange(2 ** (significand_bits(dtype) - 1), 2 ** significand_bits(dtype), dtype=torch.float64)
+    h = torch.cat([sign * 2.0**e * significands for e in (0, 1, 2) for sign in (-1.0, 1.0)])
+    b = torch.full_like(h, added)
+    freeze, (level, loops) = predicted_freeze(h, b, dtype), what_happens(h, b, dtype)
+    torch.testing.assert_close(freeze.level, level, rtol=0, atol=0)
+    beyond = level > 2.0 ** significand_bits(dtype)
+    torch.testing.assert_close(freeze.loops[beyond | (h > 0)], loops[beyond | (h > 0)], rtol=0, atol=0)
+    assert ((freeze.loops == 0) == (loops == 0)).all()
+
+
+def test_beyond_the_level_a_tie_moves_the_state_once_or_leads_it_back():
+    h = torch.tensor([258.0, 260.0, 262.0, 258.0, 256.0], dtype=torch.float64)
+    freeze = predicted_freeze(h, torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0], dtype=torch.float64), torch.bfloat16)
+    assert freeze.level.tolist() == [260.0, 260.0, 260.0, 256.0, 256.0]
+    assert freeze.loops[:3].tolist() == [1.0, 0.0, 1.0] and (freeze.loops[3:] > 500).all()
+    largest = torch.tensor([65504.0], dtype=torch.float64)  # odd: half a spacing on overflows
+    assert predicted_freeze(largest, largest * 0 + 16.0, torch.float16).level.isinf().all()
+
+
 def test_float16_overflows_before_a_large_displacement_freezes_and_bfloat16_does_not():
     b = torch.tensor([[16.0, 17.0, 40.0]], dtype=torch.float64)
     assert predicted_freeze(b, b, torch.float16).level.tolist() == [[32768.0, torch.inf, torch.inf]]

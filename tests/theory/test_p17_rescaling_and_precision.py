@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from theory.cases import Case
 from theory.far_out import directions, linear_sublayers, sublayers_and_states
@@ -24,6 +25,34 @@ def test_wrong_formulas_are_rejected(monkeypatch, name, mutant, step):
     monkeypatch.setattr(p17, name, mutant)
     with pytest.raises(ProofError, match=step):
         p17.prove()
+
+
+@pytest.mark.parametrize(
+    ("h", "b", "after"), [(258, 1, 260), (266, 1, 268), (256, -1, 255), (256, -0.75, 255), (256, 1, 256), (512, -1, 512)]
+)
+def test_trap_between_the_level_and_twice_it_a_number_may_still_move(h, b, after):
+    """256 is where 1 leads in bfloat16; half of the numbers from there to 512 move all the same."""
+    assert torch.tensor(h, dtype=torch.bfloat16) + torch.tensor(b, dtype=torch.bfloat16) == after
+
+
+def test_the_check_looks_at_every_number_and_both_signs(monkeypatch):
+    """A law that claims rest from the level on (the binade above taken for two) is noticed, for b a power of two."""
+    ones = torch.ones(3, dtype=torch.float64)
+    assert p17.freezing_error(ones, torch.bfloat16) == p17.freezing_error(0.7 * ones, torch.bfloat16) == 0.0
+    predict = p17.predicted_freeze
+    monkeypatch.setattr(
+        p17, "predicted_freeze", lambda h, b, dtype: replace(f := predict(h, b, dtype), level=f.level / 2)
+    )
+    assert p17.freezing_error(ones, torch.bfloat16) == 1.0
+    assert p17.freezing_error(ones, torch.bfloat16, torch.float32) == 1.0
+
+
+def test_every_part_of_the_control_fails():
+    case = Case(seed=0)
+    sublayers, _ = sublayers_and_states(case)
+    assert max(p17.parts(case, case.readout("rmsnorm"), sublayers)) < p17.TOLERANCE
+    failing = p17.parts(case, case.readout("raw"), linear_sublayers(case), torch.float32)
+    assert min(failing) > 1e-2 and p17.control(case).value == min(failing)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
