@@ -3,7 +3,8 @@
 A recurrence whose branches all normalise their input obeys step(c h) = gain c h + b(h / |h|) + O(1/c): far out, the
 displacement b no longer depends on the scale. Both numbers are measured by evaluating the step at a large multiple
 of the state, never at the state itself, so that predicting the next norm from them is a test and not a tautology
-(s' - s = <u, step(h) - h> + O(1/s) holds for any map, linear ones too).
+(|step(h)|^2 = (s + a)^2 + beta^2, a and beta the parts of step(h) - h along and across h, holds for any map, linear
+ones too).
 """
 
 import math
@@ -58,7 +59,7 @@ def asymptotic_step(step: Step, h: Float[Tensor, "*batch d"]) -> AsymptoticStep:
     Raises:
         ValueError: h is not a finite nonzero float64 tensor, or step changes its shape.
 
-    Source: this project; theory/ P4 (activity), P9 (b), P10 (d).
+    Source: this project; theory/ P4 (activity), P9, P10.
     """
     require_double_states(h)
     near, far = step(LARGE * h), step(2 * LARGE * h)
@@ -92,7 +93,7 @@ def regime_number(
     Raises:
         ValueError: as `asymptotic_step`, or an impossible factor.
 
-    Source: this project; theory/ P9 (a).
+    Source: this project; theory/ P9.
     """
     if not 0.0 < factor < math.inf or factor == 1.0:
         raise ValueError(f"factor must be positive, finite and not 1, got {factor}.")
@@ -116,7 +117,9 @@ class AsymptoticSlope:
         misalignment: (...,) sin of the angle between u and b(u): 0 at a direction that the recurrence keeps.
         converged: (...,) it fell to the tolerance. Where not, the slope is that of a direction on its way.
         exponent: (...,) p in |u_k - u| ~ k^p, k counting loops far out, from how fast the iteration converged (the
-            leading eigenvalue taken as real); NaN where it did not, or the slope is not positive.
+            leading eigenvalue taken as real); NaN where it did not, or the slope is not positive. It is that of b
+            alone, a loop of one sublayer. Several push the direction aside by O(1/s), and are then no faster than 1/k:
+            their power is max(p, -1), and |u_k - u| ~ log k / k where p is -1.
         iterations: of the direction, each of two evaluations of the step.
     """
 
@@ -154,7 +157,7 @@ def asymptotic_slope(
     Raises:
         ValueError: as `asymptotic_step`, or an impossible inertia, tolerance or number of iterations.
 
-    Source: this project; theory/ P10 (c), (e).
+    Source: this project; theory/ P10.
     """
     if not (inertia >= 0.0 and tolerance > 0.0 and max_iterations >= 1):
         raise ValueError(

@@ -167,7 +167,7 @@ def test_the_next_state_of_a_large_one_is_predicted_and_the_error_falls_with_its
 
 
 def test_a_linear_map_is_not_predicted_although_its_norm_increment_is_a_projection(h):
-    """s' - s = <u, step(h) - h> + O(1/s) holds for linear maps too: the tautology these instruments avoid."""
+    """|step(h)|^2 = (s + a)^2 + beta^2 holds for linear maps too: the tautology these instruments avoid."""
     measured = asymptotic_step(linear, h)
     torch.testing.assert_close(measured.gain, 1 + rayleigh_quotient(h), rtol=1e-9, atol=0)
     error = (measured.next_state(h) - linear(h)).norm(dim=-1) / linear(h).norm(dim=-1)

@@ -14,6 +14,56 @@ from theory.propositions import p10_growth_across_loops as p10
 from theory.random_model import Architecture, random_model
 
 
+def two_sublayers(kappa: float, gamma: float):
+    """h + e_1 + gamma e_2, then - gamma e_2 - kappa u_2 e_2: a = 1 and nu = -kappa at e_1, c across it -gamma kappa."""
+    first, second = torch.eye(2, dtype=torch.float64)
+
+    def step(h: torch.Tensor) -> torch.Tensor:
+        h = h + first + gamma * second
+        return h - gamma * second - kappa * directions(h)[..., 1:] * second
+
+    return step
+
+
+@pytest.mark.parametrize(("kappa", "gamma", "power"), [(1.0, 1.0, -1.0), (2.0, 0.5, -1.0), (1.0, 0.0, -2.0)])
+def test_trap_several_sublayers_are_no_faster_than_one_over_k(kappa, gamma, power):
+    """The exponent of b alone is nu / a - 1 = -kappa - 1."""
+    step, h = two_sublayers(kappa, gamma), torch.tensor([[10.0, 3.0]], dtype=torch.float64)
+    result = asymptotic_slope(step, h)
+    assert result.exponent.item() == pytest.approx(-kappa - 1.0, rel=1e-4)
+    states = unroll(step, h, 4000)
+    early, late = ((directions(states[k]) - result.direction).norm() for k in (1000, 4000))
+    assert (late / early).log2().item() / 2 == pytest.approx(power, abs=0.1)
+    if gamma:  # the push leaves a tilt of -c_perp / (nu s)
+        assert states[-1][0, 1].item() == pytest.approx(-gamma, rel=0.05)
+
+
+@pytest.mark.parametrize(("b", "gained"), [(1j, "sqrt"), (-2.0, "shrinks"), (1 + 2j, "a")])
+def test_trap_without_a_direction_that_is_kept_and_written_to_the_words_do_not_hold(b, gained):
+    """In the plane as complex numbers, z -> z + b z / |z|."""
+    z = [torch.tensor(1000.0 + 0j, dtype=torch.complex128)]
+    for _ in range(300):
+        z.append(z[-1] + b * z[-1] / z[-1].abs())
+    norms = torch.stack(z).abs()
+    expected = {"sqrt": (1000.0**2 + 300.0) ** 0.5, "shrinks": 1000.0 - 600.0, "a": norms[-2].item() + 1.0}[gained]
+    assert norms[-1].item() == pytest.approx(expected, rel=1e-5)
+    if gained == "a":
+        turned = (z[-1] / z[100]).angle().item()
+        assert turned == pytest.approx(2.0 * (norms[-1] / norms[100]).log().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("s", [1.0, 10.0, 1e4])
+def test_what_holds_of_any_map_is_the_polar_identity_and_not_its_first_term(s):
+    """h + M h misses s' - s = a by a share of s, however large the state."""
+    linear = linear_sublayers(Case(seed=0, d=8))[0]
+    h = s * directions(Case(seed=0, d=8).states())
+    after = linear(h)
+    part = ((after - h) * h).sum(-1) / s
+    across = (after - h - part[:, None] * h / s).norm(dim=-1)
+    torch.testing.assert_close(after.norm(dim=-1), torch.hypot(s + part, across), rtol=1e-12, atol=0)
+    assert ((after.norm(dim=-1) - s - part) / s).max() > 1e-2
+
+
 @pytest.mark.parametrize("mutant", [p10.NU / p10.RATE, p10.NU - 1, 1 - p10.NU / p10.RATE, sp.Integer(-1)])
 def test_wrong_exponents_are_rejected(monkeypatch, mutant):
     monkeypatch.setattr(p10, "exponent", lambda: mutant)

@@ -1,4 +1,8 @@
-"""P10: across loops the direction flows in log-time; shared weights grow ballistically, fresh ones diffusively."""
+"""P10: across loops the direction flows in log-time; shared weights grow ballistically, fresh ones diffusively.
+
+SymPy proves the power law in the plane, for one tilt and one sublayer, and the 1/k of several at leading order. That a
+tilt obeys the same recurrence in any dimension (and so, along an eigenvector, its solution) is checked in numbers.
+"""
 
 from itertools import product
 
@@ -63,7 +67,10 @@ def _prove_diffusion(proof: Proof) -> None:
 
 
 def _prove_power_law(proof: Proof) -> None:
-    """Near b(u*) = a u*, in the plane: angle phi, b = A(phi) radially and T(phi) along the tangent, T(0) = 0."""
+    """Near b(u*) = a u*, in the plane: angle phi, b = A(phi) radially and T(phi) along the tangent, T(0) = 0.
+
+    With several sublayers a loop adds c / s besides (P9), and its part across u* pushes the tilt by that over s^2.
+    """
     phi = sp.Symbol("phi", real=True)
     radial, tangential = sp.Function("A")(phi), sp.Function("T")(phi)
     b = radial * sp.Matrix([sp.cos(phi), sp.sin(phi)]) + tangential * sp.Matrix([-sp.sin(phi), sp.cos(phi)])
@@ -82,6 +89,9 @@ def _prove_power_law(proof: Proof) -> None:
     proof.equal("the tilt after k loops", sp.gammasimp(solution.subs(K, K + 1) / solution), ratio)
     proof.equal("its logarithmic slope in k", sp.limit(K * (ratio - 1), K, sp.oo), exponent())
     proof.equal("a constant b (nu = 0) is approached as 1/k", exponent().subs(NU, 0), sp.Integer(-1))
+    push, forced = sp.Symbol("c_perp", real=True), sp.Symbol("C", real=True)
+    leading = sp.limit(S**2 * (forced / (S + RATE) - forced / S * (S + NU) / (S + RATE)), S, sp.oo)
+    proof.equal("pushed by c_perp / s^2, the tilt -c_perp / (nu s) stays", leading.subs(forced, -push / NU), push)
 
 
 def _prove_counterexamples(proof: Proof) -> None:
@@ -89,8 +99,9 @@ def _prove_counterexamples(proof: Proof) -> None:
     proof.equal("b = (1 + 2i) u: the norm gains 1 a loop", sp.limit(norm - S, S, sp.oo), sp.Integer(1))
     turned = sp.limit(sp.atan(2 / (S + 1)) / sp.log(norm / S), S, sp.oo)
     proof.equal("... while the angle turns by 2 per unit of log s, without end", turned, sp.Integer(2))
-    shrunk = sp.Symbol("m", positive=True)
-    proof.true("b = -a u takes a norm a + m down to m: no large-norm regime", shrunk < RATE + shrunk)
+    left = sp.Symbol("m", real=True)
+    against = total((state[i] - RATE * state[i] / S) ** 2).subs(S, RATE + left)
+    proof.equal("b = -a u takes |h| = a + m down to |m|", against, (left / (RATE + left)) ** 2 * total(state[i] ** 2))
 
 
 def flow_error(sublayers: list[StateMap], h: Tensor) -> float:
@@ -185,20 +196,24 @@ def control(case: Case) -> Residual:
 
 PROPOSITION = Proposition(
     key="P10",
-    title="shared weights: s grows by a per loop and the direction settles like a power of k; fresh ones: like sqrt k",
+    title="shared weights: where b(u*) = a u*, a > 0, s gains a per loop, u settles like k^p; fresh ones: like sqrt k",
     words=(
-        "With shared weights the norm grows in proportion to the loops and the direction settles like a power "
-        "of their number; with fresh weights the norm grows like their square root."
+        "With shared weights, if the direction settles where a loop adds a > 0 along it and nothing across, it does so "
+        "like a power of the loops and the norm grows by a in each; with fresh weights it grows like the square root "
+        "of the loops."
     ),
     statement=(
         r"d\tau = dk/s:\ \tfrac{d \log s}{d\tau} = a(u),\ \tfrac{du}{d\tau} = b_\perp(u);\quad "
         r"b(u_\star) = a u_\star,\ P\,Db\,P\,v = \nu v \Rightarrow "
-        r"s_{k+1} - s_k \to a,\ |u_k - u_\star| \sim k^{\nu/a - 1};\quad "
+        r"s_{k+1} - s_k \to a,\ |u_k - u_\star| \sim k^{\nu/a - 1} \text{ (several sublayers: } "
+        r"k^{\max(\nu/a, 0) - 1}\text{)};\quad "
         r"\text{fresh signs: } E|h_K|^2 = |h_0|^2 + \textstyle\sum_k E|b_k|^2"
     ),
     hypotheses=(
-        "b depends on the direction only, and s is much larger than |b| (flow) or the direction is kept (recurrence)",
-        "power law: a > 0, leading eigenvalue nu real and below a; a direction need not converge (b = (1 + 2i) u)",
+        "b depends on the direction only, smoothly at u, and s is much larger than |b| (flow) or the direction is kept",
+        "power law: a > 0, leading eigenvalue nu real and below a; the start near u*, generic, and its scale large",
+        "it is one sublayer's; several push the direction aside by O(1/s), unless c has no part across u* (P9)",
+        "a direction need not converge (b = (1 + 2i) u), nor a norm grow (b = i u: sqrt k; b = -a u: it shrinks)",
         "diffusion: weights drawn independently for every loop, with writers of symmetric distribution",
     ),
     source="this project; ballistic growth: arXiv 2606.24898, section 3",
