@@ -55,8 +55,8 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
     """2^(p + ceil(log2 |b_i|)), the first binade whose half spacing is not below |b_i|, and the way there.
 
     The way is walked binade by binade, since the step that is really taken is b rounded to the binade's spacing, in the
-    last one up to twice b. A state beyond that level stays where it is, unless |b_i| is exactly half a spacing there and
-    the state an odd multiple of the spacing: then it is rounded to the next even one, and stays there (from 258 in
+    last one up to twice b. A state beyond that level stays where it is, unless |b_i| is exactly half a spacing there
+    and the state an odd multiple of the spacing: then it is rounded to the next even one, and stays there (from 258 in
     bfloat16, + 1 leads to 260). That may be the level itself, from where b against the state leads back.
 
     Args:

@@ -28,7 +28,8 @@ def test_wrong_formulas_are_rejected(monkeypatch, name, mutant, step):
 
 
 @pytest.mark.parametrize(
-    ("h", "b", "after"), [(258, 1, 260), (266, 1, 268), (256, -1, 255), (256, -0.75, 255), (256, 1, 256), (512, -1, 512)]
+    ("h", "b", "after"),
+    [(258, 1, 260), (266, 1, 268), (256, -1, 255), (256, -0.75, 255), (256, 1, 256), (512, -1, 512)],
 )
 def test_trap_between_the_level_and_twice_it_a_number_may_still_move(h, b, after):
     """256 is where 1 leads in bfloat16; half of the numbers from there to 512 move all the same."""

@@ -56,8 +56,8 @@ def prove() -> Proof:
 
 
 def _prove_freezing(proof: Proof) -> None:
-    """A format with p bits: spacing 2^(e - p + 1) in binade e. Rounding to nearest drops b below half of it, and at half
-    of it takes the even significand. Where binades meet, half the spacing towards zero is that of the lower one."""
+    """A format with p bits: spacing 2^(e - p + 1) in binade e. Rounding to nearest drops b below half of it, and at
+    half of it takes the even significand. Where binades meet, the spacing towards zero is that of the lower one."""
     e, p, m = sp.symbols("e p m", integer=True)
     half = 2 ** (e - p)
     reached = half.subs(e, freezing_exponent(m, p))
@@ -67,7 +67,7 @@ def _prove_freezing(proof: Proof) -> None:
     n = sp.Symbol("n", integer=True, nonnegative=True)
     proof.equal("b = 2^m ties there, and the significand 2^(p - 1), p = n + 2, is even", 2 ** (n + 1), 2 * 2**n)
     beyond = half.subs(e, freezing_exponent(m, p) + 1)
-    proof.equal("one binade later it is twice the top; towards zero from its bottom, the top and even", beyond, 2 * 2**m)
+    proof.equal("one binade later it is twice the top; from its bottom down the top, and even", beyond, 2 * 2**m)
     ratio = 2 ** freezing_exponent(m, p) / (2**m)
     proof.equal("|h| / |b| where it freezes, for b = 2^m", ratio, 2**p)
 
@@ -154,8 +154,8 @@ PROPOSITION = Proposition(
     key="P17",
     title="rescaling is free when decoding, costs O(1/s) in the recurrence; low precision freezes the residual stream",
     words=(
-        "Rescaling a state is free at a readout that normalises and costs O(1/s) in the recurrence; a constant update "
-        "carries a number held in p significant bits to 2^p times the update's size, or up to twice that, and no further."
+        "Rescaling a state is free at a readout that normalises and costs O(1/s) in the recurrence; a constant "
+        "update carries a number held in p significant bits to 2^p times its own size, or up to twice that, and no further."
     ),
     statement=(
         r"R(c h) = R(h);\quad R(F(c h)) - R(F(h)) = \tfrac{1}{s}\left(\tfrac1c - 1\right) DR(u)[\bar b_\perp] + "
