@@ -155,7 +155,7 @@ PROPOSITION = Proposition(
     title="rescaling is free when decoding, costs O(1/s) in the recurrence; low precision freezes the residual stream",
     words=(
         "Rescaling a state is free at a readout that normalises and costs O(1/s) in the recurrence; a constant "
-        "update carries a number held in p significant bits to 2^p times its own size, or up to twice that, and no further."
+        "update b carries a number of p significant bits to 2^p b, or up to twice that, and no further."
     ),
     statement=(
         r"R(c h) = R(h);\quad R(F(c h)) - R(F(h)) = \tfrac{1}{s}\left(\tfrac1c - 1\right) DR(u)[\bar b_\perp] + "
