@@ -2,7 +2,8 @@
 
 It shares nothing with `models/`, so that a theorem checked here and there has been checked twice. Everything is a
 function of a dictionary of tensors, as `torch.func` likes it, and the residual steps ("sublayers") are separate, as
-the identities need them.
+the identities need them. A tensor `eps` in that dictionary takes the place of the architecture's epsilon in every
+normalisation of a state (in QK-norm it does not), so that a loss can be differentiated by it.
 """
 
 from collections.abc import Callable, Mapping
@@ -86,7 +87,7 @@ class RandomModel:
         """N, the operation at the entrance of every loop."""
         p, a = self.parameters if parameters is None else parameters, self.architecture
         if a.between == "rmsnorm":
-            return lambda h: rms_normalise(h, a.eps) * p["between.gain"]
+            return lambda h: rms_normalise(h, p.get("eps", a.eps)) * p["between.gain"]
         return (lambda h: a.damping * h) if a.between == "damping" else (lambda h: h)
 
     def sublayers(self, parameters: Parameters | None = None) -> list[StateMap]:
@@ -115,7 +116,7 @@ class RandomModel:
         head = p["token_embedding"] if a.tied else p["head"]
 
         def read(h: Tensor) -> Tensor:
-            y = _readout_norm(h, a)
+            y = _readout_norm(h, a, p.get("eps", a.eps))
             y = y * p["readout.gain"] if a.gain else y
             return y @ head.T + (p["head.bias"] if a.biases else 0.0)
 
@@ -140,7 +141,7 @@ class RandomModel:
     def _residual(self, p: Parameters, name: str, branch: Callable[[Parameters, str, Tensor], Tensor]) -> StateMap:
         a = self.architecture
         normalise = rms_normalise if a.block_norm == "rmsnorm" else layer_normalise
-        return lambda h: h + branch(p, name, normalise(h, a.eps) * p[f"{name}.gain"])
+        return lambda h: h + branch(p, name, normalise(h, p.get("eps", a.eps)) * p[f"{name}.gain"])
 
     def _attention(self, p: Parameters, name: str, x: Tensor) -> Tensor:
         a = self.architecture
@@ -157,26 +158,26 @@ class RandomModel:
         return hidden @ p[f"{name}.down"].T + (p[f"{name}.bias"] if self.architecture.biases else 0.0)
 
 
-def rms_normalise(h: Float[Tensor, "*batch d"], eps: float) -> Float[Tensor, "*batch d"]:
+def rms_normalise(h: Float[Tensor, "*batch d"], eps: float | Float[Tensor, ""]) -> Float[Tensor, "*batch d"]:
     return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
 
 
-def layer_normalise(h: Float[Tensor, "*batch d"], eps: float) -> Float[Tensor, "*batch d"]:
+def layer_normalise(h: Float[Tensor, "*batch d"], eps: float | Float[Tensor, ""]) -> Float[Tensor, "*batch d"]:
     return rms_normalise(h - h.mean(-1, keepdim=True), eps)
 
 
-def _readout_norm(h: Tensor, a: Architecture) -> Tensor:
+def _readout_norm(h: Tensor, a: Architecture, eps: float | Tensor) -> Tensor:
     match a.readout:
         case "raw":
             return h
         case "tanh":
             return torch.tanh(h)
         case "rmsnorm":
-            return rms_normalise(h, a.eps)
+            return rms_normalise(h, eps)
         case "layernorm":
-            return layer_normalise(h, a.eps)
+            return layer_normalise(h, eps)
         case "group_rmsnorm":
-            return rms_normalise(h.unflatten(-1, (GROUPS, -1)), a.eps).flatten(-2)
+            return rms_normalise(h.unflatten(-1, (GROUPS, -1)), eps).flatten(-2)
 
 
 def random_model(architecture: Architecture) -> RandomModel:

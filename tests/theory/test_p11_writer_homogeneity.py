@@ -1,5 +1,6 @@
 """P11's traps and mutants: which sets are the writers, and what each exception's derivative is."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -101,6 +102,56 @@ def test_epsilon_has_degree_two():
     along, _, size = along_writers(a)
     assert along == pytest.approx(-2e-2 * slope, rel=1e-4)
     assert abs(along) > 1e-5 * size
+
+
+@pytest.mark.parametrize("changes", [{}, {"readout": "raw"}, {"tied": True}, {"between": "rmsnorm"}], ids=str)
+def test_the_derivative_with_an_epsilon_and_a_penalty_at_once(changes):
+    model = random_model(replace(UNTIED, eps=p11.QK_EPS, qk_norm=True, **changes))
+    assert p11.leak_residual(model, 0.3, 0.01) < 1e-14
+
+
+def test_trap_the_epsilon_of_qk_norm_does_not_scale():
+    """Queries have degree 0 already: with one epsilon for all norms, -2 eps dL/deps is not the derivative."""
+
+    def along_and_slope(qk_norm: bool) -> tuple[float, float]:
+        a = Architecture(seed=1, eps=0.1, qk_norm=qk_norm)
+        model, weights = random_model(a), p11.loop_weights(a)
+        ends = [replace(model, architecture=replace(a, eps=0.1 + x)).loss(None, weights).item() for x in (1e-5, -1e-5)]
+        return along_writers(a)[0], -0.2 * (ends[0] - ends[1]) / 2e-5
+
+    along, claimed = along_and_slope(False)
+    assert along == pytest.approx(claimed, rel=1e-6)
+    along, claimed = along_and_slope(True)
+    assert abs(along - claimed) > abs(claimed) / 2
+    assert p11.leak_residual(random_model(Architecture(seed=1, eps=0.1, qk_norm=True)), 0.1, 0.0) < 1e-14
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda gap, penalty, leak: gap + penalty - 2.0 * leak,
+        lambda gap, penalty, leak: gap + 2.0 * penalty - leak,
+        lambda gap, penalty, leak: gap + 2.0 * penalty,
+        lambda gap, penalty, leak: gap - 2.0 * leak,
+    ],
+)
+def test_the_check_detects_a_wrong_share_of_penalty_and_epsilon(monkeypatch, mutant):
+    monkeypatch.setattr(p11, "along_writers", mutant)
+    assert not any(p11.check(Case(seed=seed)).holds for seed in range(4))
+
+
+def test_the_check_detects_an_epsilon_that_reaches_qk_norm(monkeypatch):
+    attention = p11.RandomModel._attention
+
+    def with_the_same_epsilon(self, p, name, x):
+        shared = copy.copy(self.architecture)
+        object.__setattr__(shared, "eps", p.get("eps", shared.eps))
+        return attention(replace(self, architecture=shared), p, name, x)
+
+    cases = [Case(seed=seed) for seed in range(6)]
+    assert all(p11.check(case).holds for case in cases)
+    monkeypatch.setattr(p11.RandomModel, "_attention", with_the_same_epsilon)
+    assert not all(p11.check(case).holds for case in cases)
 
 
 def test_block_writers_alone_are_seen_at_neither_end():

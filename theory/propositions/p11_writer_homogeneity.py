@@ -1,5 +1,6 @@
 """P11: scaling every writer scales every state and nothing else; what the derivative is when something breaks that."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,10 @@ from theory.cases import Case
 from theory.laboratory import block_writers, draw_architecture, inner, lengths, loop_weights, writers
 from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import Architecture, RandomModel, random_model
-from theory.symbols import c, d, eps, h, i, j, split, t, total
+from theory.symbols import c, d, eps, h, i, j, split, total
 
 TOLERANCE = 1e-12
+QK_EPS = 0.1
 
 S1, S2 = sp.Symbol("S_1", real=True), sp.Symbol("S_2", positive=True)
 V = sp.Symbol("V", integer=True, positive=True)
@@ -24,7 +26,10 @@ lam = sp.Symbol("lambda", positive=True)
 
 
 def prove() -> Proof:
-    """For symbolic d and V: a loop's states have degree 1 in the writers, its logits degree 0; then each exception."""
+    """For symbolic d and V: a loop's states have degree 1 in the writers, its logits degree 0; then each exception.
+
+    Attention between the norm and its writer, and the shapes of real branches, are in the numbers, not in SymPy.
+    """
     proof = Proof()
     prove_states(proof)
     prove_derivatives(proof)
@@ -81,10 +86,12 @@ def prove_derivatives(proof: Proof) -> None:
 
 
 def prove_budget(proof: Proof) -> None:
-    """A loss that joint scaling does not move is a function of the ratio of embeddings to block writers alone."""
-    loss, q = sp.Function("L"), sp.Symbol("q", real=True)  # q, t: log scales of embeddings and of block writers
-    by_embeddings, by_blocks = sp.diff(loss(q - t), q).doit(), sp.diff(loss(q - t), t).doit()
-    proof.equal("<g_emb, emb> + <g_blk, w_blk> = 0", by_embeddings + by_blocks, sp.Integer(0))
+    """The joint derivative, 0 where no logit has a degree, is that of the embeddings plus that of the block writers."""
+    loss = sp.Function("L")
+    emb, blk, g_emb, g_blk = sp.symbols("emb w_blk g_emb g_blk", real=True)  # a coordinate standing for each
+    joint = sp.diff(loss(c * emb, c * blk), c).replace(sp.Subs, lambda derivative, *_: derivative)
+    by = {key: g_emb if key.variables[0] == key.expr.args[0] else g_blk for key in joint.atoms(sp.Derivative)}
+    proof.equal("d/dc L(c emb, c w_blk) = <g_emb, emb> + <g_blk, w_blk>", joint.subs(by), g_emb * emb + g_blk * blk)
     # h_0 is linear in the embeddings: coordinate i of token tau is sum_v 1[x_tau = v] E_vi, and <g_emb, emb> sums this.
     upstream, table, pick = sp.Symbol("G_i", real=True), sp.IndexedBase("E", real=True), sp.IndexedBase("x", real=True)
     gradient_times_table = sp.Sum(pick[v] * upstream * table[v, i], (v, 1, V))
@@ -135,6 +142,37 @@ def derivatives(model: RandomModel) -> Derivatives:
     )
 
 
+def leak_residual(model: RandomModel, eps: float, weight: float) -> float:
+    """|<g_w, w> - p gap - 2 P + 2 eps dL/deps| / (|g_w| |w|), L = loss + P, P = weight times the states' mean square.
+
+    Epsilon is that of all norms that read the state. QK-norm reads what has degree 0 already, and keeps its own.
+    """
+    a, weights, names = model.architecture, loop_weights(model.architecture), writers(model.architecture)
+    p = {**model.parameters, "eps": torch.tensor(eps, dtype=torch.float64)}
+    p = {name: tensor.clone().requires_grad_() for name, tensor in p.items()}
+    states = model.states(p)[1:]
+    logits = torch.stack([model.readout(p)(h) for h in states])
+    bias = p["head.bias"] if a.biases else 0.0
+    gaps = [w * gap_of(z, z - bias, model.labels) for w, z in zip(weights, logits, strict=True)]
+    penalty = weight * torch.stack([h.square().mean() for h in states]).sum()
+    loss = torch.stack([w * model.cross_entropy(z) for w, z in zip(weights, logits, strict=True)]).sum() + penalty
+    found = torch.autograd.grad(loss, list(p.values()), allow_unused=True, materialize_grads=True)
+    gradients = dict(zip(p, found, strict=True))
+    claimed = along_writers(logit_degree(a) * torch.stack(gaps).sum(), penalty, eps * gradients["eps"])
+    return abs(inner(gradients, p, names) - claimed.item()) / lengths(gradients, p, names)
+
+
+def along_writers(gap: Tensor, penalty: Tensor, leak: Tensor) -> Tensor:
+    """<g_w, w> from p gap, P and eps dL/deps."""
+    return gap + 2.0 * penalty - 2.0 * leak
+
+
+def gap_of(logits: Tensor, scaled: Tensor, labels: Tensor) -> Tensor:
+    """mean_t (E_p z - z_y) of the logits' part that scales."""
+    excess = logits.softmax(-1).scatter_add(-1, labels[..., None], -torch.ones_like(logits))
+    return (excess * scaled).sum(-1).mean()
+
+
 def residual(model: RandomModel, names: tuple[str, ...], degree: int) -> float:
     """|<g_w, w> - degree gap| / (|g_w| |w|); NaN where the loss has nothing left to learn and so no gradient."""
     found = derivatives(model)
@@ -168,14 +206,19 @@ def _residuals(model: RandomModel) -> tuple[float, ...]:
 
 
 def check(case: Case) -> Residual:
-    """Worst |claim| / (|g_w| |w|) on a random architecture, signed loop weights, epsilon 0."""
+    """Worst |claim| / (|g_w| |w|) on a random architecture, signed loop weights, epsilon 0; and its derivative with an
+    epsilon and a penalty, each of the size of what it competes with, beside an epsilon of QK-norm that is left alone.
+    """
     for attempt in range(20):
         a = draw_architecture(replace(case, seed=case.seed + attempt))
         if a.readout == "raw":  # logits beyond the hundreds saturate the softmax, whose gradients are then rounding
             a = replace(a, embedding_std=min(a.embedding_std, 3.0), spread=min(a.spread, 10.0))
         values = _residuals(random_model(a))
         if values:
-            return Residual(value=worst(values), tolerance=TOLERANCE)
+            size = a.embedding_std**2
+            eps = size * 10.0 ** random.Random(a.seed).uniform(-3.0, 1.0)
+            leak = leak_residual(random_model(replace(a, eps=QK_EPS)), eps, weight=1e-2 / size)
+            return Residual(value=worst([*values, leak]), tolerance=TOLERANCE)
     return Residual(value=float("nan"), tolerance=TOLERANCE)
 
 
@@ -199,8 +242,8 @@ PROPOSITION = Proposition(
     key="P11",
     title="the joint scale of all writers moves every state and no logit; exact derivatives where that breaks",
     words=(
-        "Scaling everything that writes to the state scales every state and moves no logit; a raw readout, a "
-        "tied head, a penalty or an epsilon break this by exactly known amounts."
+        "Scaling everything that writes to the state scales every state and moves no logit; a raw readout, a tied "
+        "head, a norm penalty or an epsilon of the norms that read the state break this by exactly known amounts."
     ),
     statement=(
         r"h_k(c\,w) = c\,h_k(w),\quad \langle \nabla_w L, w \rangle = "
@@ -209,9 +252,11 @@ PROPOSITION = Proposition(
     ),
     hypotheses=(
         "every branch reads a normalised state; the writers: embeddings and one factor of every branch, biases too",
+        "L includes the penalty P, of degree 2 in the states; epsilon: of norms that read the state, not of QK-norm",
         "p counts a raw readout and a tied head, one each; 0 when untied and normalised",
         "a learnable readout gain restores a tied gauge: <g_w, w> = <g_gain, gain>",
-        "the last identity: no logit of degree 1 in the state, embeddings as input only",
+        "h_k(c w) = c h_k(w): that epsilon zero",
+        "the last identity: that epsilon zero, no penalty, no logit of degree 1 in the state, embeddings as input only",
     ),
     source="this project",
     prove=prove,
