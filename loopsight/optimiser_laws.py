@@ -4,7 +4,8 @@ Where <gradient, w> = 0 at every step (theory/ P11 says for which tensors, `symm
 squared norm n = |w|^2 obeys exact laws under SGD. Under Adam it does not: coordinatewise preconditioning breaks the
 orthogonality, and only the decomposition of a step and a bound per coordinate remain.
 
-Every n is the squared norm of all tensors together; every lr is the learning rate, wd the decoupled weight decay.
+Every n is the squared norm of all tensors together; every lr is the learning rate, wd the decoupled weight decay, each
+the same for all of them.
 """
 
 import math
@@ -80,29 +81,41 @@ def sgd_square_norm(n: float, square_gradient: float, *, lr: float, wd: float = 
     Raises:
         ValueError: a squared norm that is negative or not finite.
 
-    Source: this project; theory/ P12 (b), (d).
+    Source: this project; theory/ P12.
     """
     _require_squares(n, square_gradient)
     return (1.0 - lr * wd) ** 2 * n + lr**2 * square_gradient
 
 
-def heavy_ball_square_norms(n: float, square_velocities: Sequence[float], *, lr: float, momentum: float) -> list[float]:
-    """n after every step of v <- momentum v + g, w <- w - lr v, from |v_t|^2 alone; exact where <g, w> = 0.
+def heavy_ball_square_norms(
+    n: float, square_velocities: Sequence[float], *, lr: float | Sequence[float], momentum: float
+) -> list[float]:
+    """n after every step of v <- momentum v + g, w <- w - lr_t v, from |v_t|^2 alone; exact where <g, w> = 0.
 
-    n+ = n + lr^2 (|v_t|^2 + 2 sum_{j >= 1} momentum^j |v_{t-j}|^2); not for Nesterov's variant, nor with decay.
+    n+ = n + lr_t^2 |v_t|^2 + 2 lr_t sum_{j >= 1} momentum^j lr_{t-j} |v_{t-j}|^2; not for Nesterov's variant, nor with
+    decay.
+
+    Args:
+        lr: of all steps, or one for each.
 
     Raises:
-        ValueError: a squared norm that is negative or not finite, or a momentum outside [0, 1).
+        ValueError: a squared norm that is negative or not finite, a momentum outside [0, 1), or not one learning rate
+            for each step.
 
-    Source: this project; theory/ P12 (c).
+    Source: this project; theory/ P12.
     """
     _require_squares(n, *square_velocities)
     if not 0.0 <= momentum < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")
+    rates = lr if isinstance(lr, Sequence) else [lr] * len(square_velocities)
+    if len(rates) != len(square_velocities):
+        raise ValueError(
+            f"expected one learning rate or {len(square_velocities)}, one for each step, got {len(rates)}."
+        )
     norms, memory = [], 0.0
-    for square in square_velocities:
-        n += lr**2 * (square + 2.0 * memory)
-        memory = momentum * (memory + square)
+    for rate, square in zip(rates, square_velocities, strict=True):
+        n += rate**2 * square + 2.0 * rate * memory
+        memory = momentum * (memory + rate * square)
         norms.append(n)
     return norms
 
@@ -116,7 +129,7 @@ def equilibrium_norm(scale_free_gradient: float, *, lr: float, wd: float) -> flo
     Raises:
         ValueError: decay that is not in 0 < lr wd < 2, without which nothing balances, or G not positive.
 
-    Source: this project; theory/ P12 (d).
+    Source: this project; theory/ P12.
     """
     _require_decay(lr, wd)
     if not scale_free_gradient > 0.0:
@@ -132,7 +145,7 @@ def equilibrium_angle(*, lr: float, wd: float) -> float:
     Raises:
         ValueError: decay that is not in 0 < lr wd < 2.
 
-    Source: this project; theory/ P12 (d).
+    Source: this project; theory/ P12.
     """
     _require_decay(lr, wd)
     x = lr * wd
@@ -153,7 +166,7 @@ def adam_step_bound(beta1: float, beta2: float, step: int | None = None) -> floa
     Raises:
         ValueError: a beta outside [0, 1), beta2 zero, a step below 1, or no limit because beta1^2 >= beta2.
 
-    Source: Cauchy-Schwarz; this project, theory/ P12 (e).
+    Source: Cauchy-Schwarz; this project, theory/ P12.
     """
     if not (0.0 <= beta1 < 1.0 and 0.0 < beta2 < 1.0):
         raise ValueError(f"beta1 must lie in [0, 1) and beta2 in (0, 1), got {beta1} and {beta2}.")

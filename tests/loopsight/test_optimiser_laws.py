@@ -175,6 +175,10 @@ def test_orthogonality_shows_as_a_cosine_of_zero_for_sgd_and_not_for_adam():
         (lambda: adam_step_bound(0.99, 0.95), "no bound holds for all steps"),
         (lambda: adam_step_bound(0.5, 0.25), "no bound holds for all steps"),
         (lambda: heavy_ball_square_norms(1.0, [1.0], lr=0.1, momentum=1.0), r"in \[0, 1\), got 1.0"),
+        (
+            lambda: heavy_ball_square_norms(1.0, [1.0], lr=[0.1, 0.1], momentum=0.5),
+            "one learning rate or 1, one for each",
+        ),
         (lambda: sgd_square_norm(math.inf, 1.0, lr=0.1), "must be finite and not negative, got inf"),
         (lambda: sgd_square_norm(1.0, -1.0, lr=0.1), "must be finite and not negative, got -1.0"),
         (lambda: equilibrium_norm(1.0, lr=math.inf, wd=0.1), "needs 0 < lr wd < 2, got lr inf"),

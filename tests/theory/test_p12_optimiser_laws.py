@@ -17,9 +17,47 @@ CASE = Case(seed=3)
 
 
 @pytest.mark.parametrize("law", ["sgd", "decay", "momentum"])
-def test_the_laws_hold_for_torchs_optimisers_over_many_steps(law, monkeypatch):
-    monkeypatch.setattr(p12, "STEPS", 8)
-    assert p12.law_residual(p12.blind_model(CASE), law) < 1e-13
+def test_the_laws_hold_for_torchs_optimisers_over_many_steps(law):
+    assert len(p12.run(p12.blind_model(CASE), law, 8, p12.SCHEDULE).norms) == 9
+    assert p12.law_residual(p12.blind_model(CASE), law, 8) < 1e-13
+
+
+def test_trap_a_heavy_balls_memory_keeps_the_learning_rates_of_its_steps(monkeypatch):
+    """With rates that rise, today's rate in the place of the past ones is far off; with rates of their own, exact."""
+    monkeypatch.setattr(p12, "SCHEDULE", (1.0, 2.0, 3.0, 4.0, 5.0))
+    assert p12.law_residual(p12.blind_model(CASE), "momentum", 5) < 1e-13
+
+    def with_todays_rate(n, v, *, lr, momentum):
+        norms = [n]
+        for t, rate in enumerate(lr):
+            memory = sum(momentum**j * v[t - j] for j in range(1, t + 1))
+            norms.append(norms[-1] + rate**2 * (v[t] + 2 * memory))
+        return norms[1:]
+
+    monkeypatch.setattr(p12, "heavy_ball_square_norms", with_todays_rate)
+    assert p12.law_residual(p12.blind_model(CASE), "momentum", 5) > 0.05
+    monkeypatch.setattr(p12, "SCHEDULE", (1.0,))
+    assert p12.law_residual(p12.blind_model(CASE), "momentum", 5) < 1e-13
+
+
+@pytest.mark.parametrize("law", ["sgd", "decay", "momentum"])
+def test_trap_the_laws_are_about_tensors_of_one_learning_rate(law, monkeypatch):
+    optimiser_for = p12.optimiser_for
+
+    def with_rates_of_their_own(law, tensors, lr):
+        solver = optimiser_for(law, [tensors[0]], lr)
+        solver.add_param_group({"params": tensors[1:]})
+        step = solver.step
+
+        def at_half_the_rate():
+            solver.param_groups[1]["lr"] /= 2.0
+            step()
+
+        solver.step = at_half_the_rate
+        return solver
+
+    monkeypatch.setattr(p12, "optimiser_for", with_rates_of_their_own)
+    assert p12.law_residual(p12.blind_model(CASE), law) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -123,11 +161,36 @@ def test_the_sgd_law_without_blindness_is_rejected(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "mutant", "step"),
+    [
+        ("geometric_sum", lambda r: (1 - r ** (p12.T + 1)) / (1 - r), "at T = 1"),
+        ("geometric_sum", lambda r: 1 / (1 - r), "at T = 1"),
+        ("geometric_sum", lambda r: p12.T + 0 * r, "each T adds"),
+        ("bound_of_step", lambda: p12.sp.sqrt((1 - p12.beta2**p12.T) / (1 - p12.beta2)), "at most C_T"),
+    ],
+)
+def test_wrong_parts_of_adams_bound_are_rejected(monkeypatch, name, mutant, step):
+    monkeypatch.setattr(p12, name, mutant)
+    with pytest.raises(ProofError, match=step):
+        p12.prove()
+
+
+def test_the_proved_bound_is_the_one_that_is_computed():
+    for beta1, beta2, step in ((0.9, 0.999, 7), (0.9, 0.95, 40), (0.5, 0.9, 1)):
+        proved = p12.bound_of_step().subs({p12.beta1: beta1, p12.beta2: beta2, p12.T: step})
+        assert float(proved) == pytest.approx(adam_step_bound(beta1, beta2, step=step), rel=1e-12)
+
+
+@pytest.mark.parametrize(
     ("name", "mutant"),
     [
         ("sgd_square_norm", lambda n, g, *, lr, wd=0.0: (1 - 2 * lr * wd) * n + lr**2 * g),
         ("sgd_square_norm", lambda n, g, *, lr, wd=0.0: (1 - lr * wd) ** 2 * (n + lr**2 * g)),
         ("heavy_ball_square_norms", lambda n, v, *, lr, momentum: heavy_ball_square_norms(n, v, lr=lr, momentum=0.0)),
+        (
+            "heavy_ball_square_norms",
+            lambda n, v, *, lr, momentum: heavy_ball_square_norms(n, v, lr=lr[0], momentum=momentum),
+        ),
         ("adam_step_bound", lambda b1, b2, step: adam_step_bound(b1, b2)),
         ("adam_step_bound", lambda b1, b2, step: 1.0),
     ],

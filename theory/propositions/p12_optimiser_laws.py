@@ -5,7 +5,7 @@ SGD, momentum and decay obey exact laws; Adam obeys a bound per coordinate, and 
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,21 +59,20 @@ def prove_sgd(proof: Proof) -> None:
 
 
 def prove_momentum(proof: Proof) -> None:
-    """a_t = <w_t, v_t> obeys a linear recursion whose solution is the sum over past velocities."""
+    """a_t = <w_t, v_t> obeys a linear recursion whose solution is a sum over past velocities, each with its eta."""
     v0, v1, v2 = (sp.Symbol(f"|v_{n}|^2", positive=True) for n in range(3))
+    eta0, eta1, eta2 = sp.symbols("eta_0:3", positive=True)
     overlaps = [sp.Integer(0)]  # <w_0, v_0> = <w_0, g_0> = 0
-    for square in (v0, v1):
+    for rate, square in ((eta0, v0), (eta1, v1)):
         # <w', v'> = mu <w', v> + <w', g'> = mu (<w, v> - eta |v|^2)
-        overlaps.append(mu * (overlaps[-1] - eta * square))
-    closed = -eta * (mu * v1 + mu**2 * v0)
-    proof.equal("<w_2, v_2> = -eta sum_j mu^j |v_{2-j}|^2", overlaps[2], closed)
-    proof.equal(
-        "heavy ball, n_3 - n_2", -2 * eta * overlaps[2] + eta**2 * v2, eta**2 * (v2 + 2 * (mu * v1 + mu**2 * v0))
-    )
-    # The step from any t to the next: if a_t = -eta m_t then a_{t+1} = -eta mu (m_t + |v_t|^2).
+        overlaps.append(mu * (overlaps[-1] - rate * square))
+    closed = mu * eta1 * v1 + mu**2 * eta0 * v0
+    proof.equal("<w_2, v_2> = -sum_j mu^j eta_{2-j} |v_{2-j}|^2", overlaps[2], -closed)
+    proof.equal("heavy ball, n_3 - n_2", -2 * eta2 * overlaps[2] + eta2**2 * v2, eta2**2 * v2 + 2 * eta2 * closed)
+    # From any t to the next: if a_t = -m_t then a_{t+1} = -mu (m_t + eta_t |v_t|^2), which is -m_{t+1}.
     memory, square = sp.symbols("m_t |v_t|^2", positive=True)
-    proof.equal("induction step", mu * (-eta * memory - eta * square), -eta * (mu * (memory + square)))
-    # Constant |v|: the memory settles at m = mu (m + |v|^2).
+    proof.equal("induction step", mu * (-memory - eta * square), -(mu * (memory + eta * square)))
+    # Constant eta and |v|: the memory settles at m = mu (m + |v|^2), in units of eta.
     settled = mu * square / (1 - mu)
     proof.equal("the memory at rest", mu * (settled + square), settled)
     proof.equal("growth per step, constant |v|", eta**2 * (square + 2 * settled), eta**2 * square * (1 + mu) / (1 - mu))
@@ -100,10 +99,21 @@ def prove_equilibrium(proof: Proof) -> None:
                 2 * q * eta**2 * (N * GG) + eta**4 * GG**2)  # fmt: skip
 
 
+def geometric_sum(r: sp.Expr) -> sp.Expr:
+    """sum_{l < T} r^l, r not 1."""
+    return (1 - r**T) / (1 - r)
+
+
+def bound_of_step() -> sp.Expr:
+    """C_T."""
+    corrections = sp.sqrt(1 - beta2**T) / (1 - beta1**T)
+    return (1 - beta1) / sp.sqrt(1 - beta2) * sp.sqrt(geometric_sum(beta1**2 / beta2)) * corrections
+
+
 def prove_adam(proof: Proof) -> None:
     """Cauchy-Schwarz for symbolic T, and gradients that attain it."""
     x, A, B, D = sp.symbols("x A B D", positive=True)
-    # sum_l (sqrt(beta1^2l / beta2^l) - x sqrt(beta2^l) g_l)^2 = A - 2 x B + x^2 D >= 0 for every x.
+    # sum_l (sqrt(beta1^2l / beta2^l) - x sqrt(beta2^l) g_l)^2 = A - 2 x B + x^2 D for every x, sums over l = 0..T-1.
     square = sp.expand((sp.sqrt(beta1 ** (2 * lag) / beta2**lag) - x * sp.sqrt(beta2**lag) * g[lag]) ** 2)
     terms = {
         "A = sum r^l": (beta1**2 / beta2) ** lag,
@@ -114,15 +124,22 @@ def prove_adam(proof: Proof) -> None:
     proof.equal(
         "each term of the square", sp.powsimp(sp.powdenest(square, force=True), force=True), sp.powdenest(claimed)
     )
-    least = (A - 2 * x * B + x**2 * D).subs(x, B / D)
-    proof.equal("its least value, which is not negative: B^2 <= A D", least, A - B**2 / D)
-    # m = (1 - beta1) B and v = (1 - beta2) D, so |m / sqrt v| <= (1 - beta1) sqrt(A) / sqrt(1 - beta2).
+    at_least = (A - 2 * x * B + x**2 * D).subs(x, B / D)
+    proof.equal("the sum of squares at x = B / D", at_least, A - B**2 / D)
+    squares = sp.Symbol("squares", nonnegative=True)
+    excess = sp.expand((A * D - B**2).subs(A, squares + B**2 / D))
+    proof.true("it is not negative, and so B^2 <= A D", sp.Ge(excess, 0))
+    r = sp.Symbol("r", positive=True)
+    proof.equal("A = sum r^l at T = 1", geometric_sum(r).subs(T, 1), sp.Integer(1))
+    proof.equal("and each T adds r^T", geometric_sum(r).subs(T, T + 1) - geometric_sum(r), r**T)
+    first, second = (1 - beta1) * B / (1 - beta1**T), (1 - beta2) * D / (1 - beta2**T)  # m and v, bias corrected
+    largest = (first**2 / second).subs(D, B**2 / geometric_sum(beta1**2 / beta2))  # D is at least B^2 / A
+    proof.equal("m^2 / v is at most C_T^2, bias corrections in it", largest, bound_of_step() ** 2)
     best = (beta1 / beta2) ** lag
     proof.equal("gradients (beta1 / beta2)^l make B = A", beta1**lag * best, terms["A = sum r^l"])
     proof.equal("and D = A, so that B^2 = A D", beta2**lag * best**2, terms["A = sum r^l"])
-    limit = ((1 - beta1) / sp.sqrt((1 - beta2) * (1 - beta1**2 / beta2))).subs(
-        {beta1: sp.Rational(9, 10), beta2: sp.Rational(999, 1000)}
-    )
+    usual = {beta1: sp.Rational(9, 10), beta2: sp.Rational(999, 1000)}
+    limit = sp.limit(bound_of_step().subs(usual), T, sp.oo)
     proof.show("the limit of many steps at (0.9, 0.999)", limit.evalf(6))
     proof.true("it is more than seven learning rates", limit > 7)
 
@@ -134,6 +151,7 @@ def blind_model(case: Case, **changes: Any) -> RandomModel:
 
 
 DECAY, MOMENTUM = 0.3, 0.7  # decay is in units of 1 / lr
+SCHEDULE = (1.0, 0.4, 1.5)  # learning rates of the steps of a law, in units of the first, over and over
 
 
 def optimiser_for(law: str, tensors: list[Tensor], lr: float) -> torch.optim.Optimizer:
@@ -150,20 +168,21 @@ def optimiser_for(law: str, tensors: list[Tensor], lr: float) -> torch.optim.Opt
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Squared norms n_0, ..., n_T of the writers, of each step's gradient, and of its velocity."""
+    """Squared norms n_0, ..., n_T of the writers, of each step's gradient, and of its velocity; each step's rate."""
 
     lr: float
+    rates: list[float]
     norms: list[float]
     gradients: list[float]
     velocities: list[float]
     crosses: list[float]
 
 
-def run(model: RandomModel, law: str, steps: int = STEPS) -> Run | None:
+def run(model: RandomModel, law: str, steps: int = STEPS, schedule: Sequence[float] = (1.0,)) -> Run | None:
     """Train the writers with torch's own optimiser; None where the loss has no gradient to speak of.
 
     The learning rate makes the first step a fifth of |w|, so that neither term of the laws is rounding; Adam's is a
-    twentieth of the root mean square.
+    twentieth of the root mean square. `schedule`: each step's rate in units of that, over and over.
     """
     weights = loop_weights(model.architecture)
     w = {name: model.parameters[name].clone().requires_grad_() for name in writers(model.architecture)}
@@ -181,11 +200,14 @@ def run(model: RandomModel, law: str, steps: int = STEPS) -> Run | None:
     size = sum(tensor.numel() for tensor in w.values())
     lr = 0.05 * (n / size) ** 0.5 if law == "adam" else 0.2 * (n / first) ** 0.5
     optimiser = optimiser_for(law, list(w.values()), lr)
-    out = Run(lr=lr, norms=[n], gradients=[first], velocities=[], crosses=[])
+    rates = [lr * schedule[t % len(schedule)] for t in range(steps)]
+    out = Run(lr=lr, rates=rates, norms=[n], gradients=[first], velocities=[], crosses=[])
     for t in range(steps):
         if t > 0:
             out.gradients.append(differentiate())
         before = {name: tensor.detach().clone() for name, tensor in w.items()}
+        for group in optimiser.param_groups:
+            group["lr"] = rates[t]
         optimiser.step()
         state = optimiser.state
         out.velocities.append(_square([state[x].get("momentum_buffer", x.grad) for x in w.values()]))
@@ -198,18 +220,18 @@ def _square(tensors: Iterable[Tensor]) -> float:
     return sum(tensor.detach().square().sum().item() for tensor in tensors)
 
 
-def law_residual(model: RandomModel, law: str) -> float:
+def law_residual(model: RandomModel, law: str, steps: int = STEPS) -> float:
     """Largest |n observed - n predicted| / n; the predictions start from the first n alone. NaN without gradient."""
-    found = run(model, law)
+    found = run(model, law, steps, SCHEDULE)
     if found is None:
         return math.nan
-    lr, n = found.lr, found.norms[0]
+    n = found.norms[0]
     if law == "momentum":
-        predicted = heavy_ball_square_norms(n, found.velocities, lr=lr, momentum=MOMENTUM)
+        predicted = heavy_ball_square_norms(n, found.velocities, lr=found.rates, momentum=MOMENTUM)
     else:
         predicted = []
-        for gradient in found.gradients:
-            n = sgd_square_norm(n, gradient, lr=lr, wd=DECAY / lr if law == "decay" else 0.0)
+        for gradient, lr in zip(found.gradients, found.rates, strict=True):
+            n = sgd_square_norm(n, gradient, lr=lr, wd=DECAY / found.lr if law == "decay" else 0.0)
             predicted.append(n)
     return worst(abs(seen - claimed) / seen for seen, claimed in zip(found.norms[1:], predicted, strict=True))
 
@@ -265,18 +287,20 @@ PROPOSITION = Proposition(
     key="P12",
     title="exact laws of SGD for a norm the loss cannot see; for Adam a decomposition and a sharp bound, no law",
     words=(
-        "Where the loss cannot see a norm, SGD's steps obey exact laws for it (growth, momentum, equilibrium "
-        "with decay); Adam's only a decomposition and a sharp bound per coordinate."
+        "Where the loss cannot see a norm, SGD's steps obey exact laws for it (growth, momentum, decay; an equilibrium "
+        "while the product of gradient and norm is constant); Adam's only a decomposition and a sharp bound per coordinate."
     ),
     statement=(
-        r"n_{t+1} = (1-\eta\lambda)^2 n_t + \eta^2 |g_t|^2,\quad "
-        r"n_{t+1} = n_t + \eta^2 |v_t|^2 + 2 \eta^2 \sum_{j \ge 1} \mu^j |v_{t-j}|^2,\quad "
+        r"n_{t+1} = (1-\eta_t\lambda)^2 n_t + \eta_t^2 |g_t|^2,\quad "
+        r"n_{t+1} = n_t + \eta_t^2 |v_t|^2 + 2 \eta_t \sum_{j \ge 1} \mu^j \eta_{t-j} |v_{t-j}|^2,\quad "
         r"|\Delta_i| \le \eta \tfrac{1-\beta_1}{\sqrt{1-\beta_2}} \sqrt{\tfrac{1-r^T}{1-r}}"
         r"\tfrac{\sqrt{1-\beta_2^T}}{1-\beta_1^T},\; r = \tfrac{\beta_1^2}{\beta_2}"
     ),
     hypotheses=(
         "n = |w|^2 of tensors with <g, w> = 0 at every step (P11: untied, normalised readout, epsilon 0)",
         "SGD with decoupled decay, or the heavy ball without decay; not Nesterov's",
+        "at each step one learning rate, and one decay, for all of these tensors",
+        "the equilibrium: learning rate, decay and G = |g| |w| constant",
         "clipping by the global norm is allowed under SGD, as a smaller step",
         "Adam: T-th step, any gradients; its epsilon only shortens steps, decoupled decay comes on top",
     ),
