@@ -1,6 +1,7 @@
 """P13's traps and mutants: what makes two runs differ, and what a wrong degree system looks like from outside."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,37 @@ def test_the_readouts_gain_is_what_leaves_a_tied_model_its_gauge():
     assert writer_gauges(Architecture(layers=1, readout="tanh")) == 0
 
 
+def test_trap_a_single_token_has_symmetries_that_the_code_does_not_force():
+    """Its attention is 1 whatever its query, which the degree system cannot know; the count by gradients refuses it."""
+    a = replace(SMALL, tokens=1, d=8)
+    model = random_model(a)
+    moved = {**model.parameters, "0.attention.q": 3.0 * model.parameters["0.attention.q"]}
+    assert torch.equal(model.loss(moved), model.loss())
+    tensors = list(model.parameters)
+    alone = p13.matrix(tensors, p13.equations(a)) * sp.Matrix([int(t == "0.attention.q") for t in tensors])
+    assert any(alone)
+    with pytest.raises(ValueError, match="'0.attention.q' is zero or has no gradient"):
+        measured_symmetries(losses_of(model, len(tensors) + 2), model.parameters)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("name", p13.examples())
+def test_every_symmetry_of_the_degree_system_is_the_same_run(optimiser, name):
+    a = replace(p13.examples()[name], loops=2, batch=1)
+    model = random_model(a)
+    run = p13.Training(model=model, gradients=p13.derivatives(model).gradients, optimiser=optimiser)
+    basis = scaling_symmetries(list(model.parameters), p13.equations(a))
+    gauges = [*basis, *(p13.random_gauge(a, random.Random(seed)) for seed in range(4))]
+    assert all(p13.run_difference(run, gauge, 2.0) == 0.0 for gauge in gauges)
+    assert all(any(gauge.values()) for gauge in gauges)
+
+
+def test_trap_a_run_that_underflows_is_not_the_same_bit_by_bit():
+    run = training("adam", steps=2)
+    assert p13.run_difference(run, p13.joint_gauge(SMALL), 2.0**5) == 0.0
+    assert p13.run_difference(run, p13.joint_gauge(SMALL), 2.0**510) != 0.0
+
+
 def test_a_forgotten_equation_and_an_invented_one_are_seen_from_outside():
     model = random_model(replace(SMALL, d=8))
     tensors, system = list(model.parameters), p13.equations(SMALL)
@@ -195,6 +227,12 @@ def test_broken_copies_do_not_survive_the_check(monkeypatch):
     real, options = p13.equations, p13.Training._options
     monkeypatch.setattr(p13, "equations", lambda a: real(a)[:-1])
     assert not all(p13.check(case).holds for case in cases)
+    monkeypatch.undo()
+    # A degree of the random symmetry that is wrong: only its run can tell.
+    gauge = p13.random_gauge
+    wrong = lambda a, rng: {**(found := gauge(a, rng)), "0.mlp.up": found["0.mlp.up"] + 1}  # noqa: E731
+    monkeypatch.setattr(p13, "random_gauge", wrong)
+    assert not any(p13.check(case).holds for case in cases)
     monkeypatch.undo()
     # Weight decay left where it is: off by a hair, which a bitwise comparison sees and a loose one would not.
     decay = {"weight_decay": 0.1}

@@ -287,8 +287,9 @@ PROPOSITION = Proposition(
     key="P12",
     title="exact laws of SGD for a norm the loss cannot see; for Adam a decomposition and a sharp bound, no law",
     words=(
-        "Where the loss cannot see a norm, SGD's steps obey exact laws for it (growth, momentum, decay; an equilibrium "
-        "while the product of gradient and norm is constant); Adam's only a decomposition and a sharp bound per coordinate."
+        "Where the loss cannot see a norm, SGD's steps obey exact laws for it (growth, momentum, decay; an "
+        "equilibrium while the product of gradient and norm is constant); Adam's only a decomposition and a sharp "
+        "bound per coordinate."
     ),
     statement=(
         r"n_{t+1} = (1-\eta_t\lambda)^2 n_t + \eta_t^2 |g_t|^2,\quad "
