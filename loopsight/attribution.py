@@ -1,8 +1,8 @@
-"""Which parameters made the hidden norm grow over training steps: an exact first-order account.
+"""Which parameters made the hidden norm grow over training steps: an account that is exact through second order.
 
 The log norm of the last state is a function of the parameters. Along a path through parameter space its change is
 the integral of <grad_theta log |h_K|, d theta>, a sum over tensors, and so over any groups of them. The trapezoid
-rule between checkpoints is exact up to third order in the step, and its error is known, since the true change is.
+rule between checkpoints is exact through second order in the step; its error, of third, is known as the true change is.
 
 |h| is Euclidean. A change of log |h| by 1 is a factor of e.
 """

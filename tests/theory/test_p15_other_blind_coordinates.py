@@ -8,6 +8,7 @@ from loopsight.derivatives import directional_derivative
 from theory.cases import Case
 from theory.proposition import ProofError
 from theory.propositions import p15_other_blind_coordinates as p15
+from theory.random_model import Architecture, random_model
 
 CASE = Case(seed=1, d=12, vocab=9, tokens=4)
 
@@ -48,6 +49,39 @@ def test_sgd_keeps_or_decays_the_blind_component_and_adam_moves_it():
     torch.testing.assert_close(after, decayed * before, rtol=0, atol=1e-15)
     before, after = p15.ones_component(model, "adam")
     assert (after - before).abs().min() > 1e-6 and (after - before).abs().max() > 1e-2
+
+
+def test_trap_sgd_does_not_leave_every_blind_coordinate_alone():
+    """A head's query scale is blind too, and grows by lr^2 |g|^2 at every step (P12)."""
+    model = random_model(Architecture(seed=0, d=12, heads=2, layers=1, qk_norm=True, batch=2))
+    query, lr = model.parameters["0.attention.q"].clone().requires_grad_(), 5.0
+    solver = torch.optim.SGD([query], lr)
+    start = heads = query.detach().unflatten(0, (2, -1)).flatten(1).square().sum(-1)
+    for _ in range(20):
+        solver.zero_grad()
+        model.loss({**model.parameters, "0.attention.q": query}).backward()
+        heads = heads + lr**2 * query.grad.unflatten(0, (2, -1)).flatten(1).square().sum(-1)
+        solver.step()
+    after = query.detach().unflatten(0, (2, -1)).flatten(1).square().sum(-1)
+    torch.testing.assert_close(after, heads, rtol=1e-12, atol=0)
+    assert (after > 2.0 * start).all()
+
+
+def test_trap_an_exact_adam_leaves_the_key_bias_where_it_is():
+    """No gradient in exact arithmetic: what moves it in float32 is rounding, divided by its own size."""
+    query, key, value = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def moved(dtype: torch.dtype, eps: float) -> float:
+        bias = torch.zeros(4, dtype=dtype, requires_grad=True)
+        q, k, v = (x.to(dtype) for x in (query, key, value))
+        solver = torch.optim.Adam([bias], lr=1e-2, eps=eps)
+        for _ in range(10):
+            solver.zero_grad()
+            ((q @ (k + bias).T).softmax(-1) @ v).square().sum().backward()
+            solver.step()
+        return bias.abs().max().item()
+
+    assert moved(torch.float64, 1e-8) < 1e-7 < 1e-2 < moved(torch.float32, 1e-12)
 
 
 def test_only_block_writers_are_blind_in_their_columns():

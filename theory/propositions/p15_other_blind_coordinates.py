@@ -231,10 +231,10 @@ def control(case: Case) -> Residual:
 
 PROPOSITION = Proposition(
     key="P15",
-    title="LayerNorm's ones direction is blind at once and for ever; Adam moves blind coordinates, SGD does not",
+    title="LayerNorm's ones direction is blind at once and for ever; SGD leaves writers' ones component, Adam moves it",
     words=(
-        "LayerNorm hides the ones direction at once and for ever, QK-norm each head's query scale, a softmax "
-        "the key bias; SGD leaves blind coordinates alone and Adam moves them."
+        "LayerNorm throughout hides the ones direction at once and for ever, QK-norm each head's query scale, a "
+        "softmax the key bias; SGD leaves the ones component of writers alone (decay apart), Adam moves it."
     ),
     statement=(
         r"\mathrm{LN}(h + t\mathbf 1) = \mathrm{LN}(h) \;\Rightarrow\; \mathrm{D}z_k(h)[\mathbf 1] = 0\ \forall k,\ "
@@ -243,6 +243,7 @@ PROPOSITION = Proposition(
     ),
     hypotheses=(
         "ones direction: LayerNorm both in the blocks and in the readout, nothing between loops, any epsilon",
+        "SGD and Adam: the ones component only; SGD makes a blind query scale grow (P12), a key bias has no gradient",
         "query scale: QK-norm with epsilon 0; key bias: no QK-norm and no rotary positions",
         "kernel of the head: a raw readout with no more classes than dimensions",
     ),
