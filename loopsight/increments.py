@@ -88,7 +88,7 @@ def increment(h: Float[Tensor, "*batch d"], h_next: Float[Tensor, "*batch d"]) -
     Raises:
         ValueError: a state is not finite, nonzero and floating point, or the two differ in shape or dtype.
 
-    Source: arXiv 2606.24898, Lemma 2; exact form: this project, theory/ P9 (a).
+    Source: arXiv 2606.24898, Lemma 2; exact form: this project, theory/ P9.
     """
     require_states(h)
     require_states(h_next, "h_next")
@@ -133,7 +133,7 @@ def loop_growth(states: Sequence[Tensor]) -> LoopGrowth:
     Raises:
         ValueError: fewer than two states, or as `increment`.
 
-    Source: this project; theory/ P9 (c).
+    Source: this project; theory/ P9.
     """
     if len(states) < 2:
         raise ValueError(f"states must hold at least h_0 and h_1, got {len(states)} of them.")
@@ -195,7 +195,7 @@ def second_order_step(sublayers: Sequence[Step], h: Float[Tensor, "*batch d"]) -
         ValueError: h is not a finite nonzero float64 tensor; a sublayer changes the shape, rescales a large state
             (so that it is not of that form), or hides its branch from forward-mode differentiation.
 
-    Source: this project; theory/ P9 (b).
+    Source: this project; theory/ P9.
     """
     require_double_states(h)
     if not sublayers:

@@ -52,7 +52,7 @@ GROWTH_CLAIMS = (
     Claim(
         key="pythagoras",
         text="Norm, radial and perpendicular part obey Pythagoras (a check of the code; true of any map).",
-        source="theory P9 a",
+        source="theory P9",
         basis="by construction",
         prediction="residual below 1e-6",
         method="Largest residual over 64 loops.",
@@ -65,7 +65,7 @@ GROWTH_CLAIMS = (
     Claim(
         key="steady-increments",
         text="Beyond the trained depth the norm grows by about the same amount every loop.",
-        source="paper, Lemma 2 (s + a); theory P10 c",
+        source="paper, Lemma 2 (s + a); theory P10",
         prediction="last increment within a factor 1.5 of the one at h_K",
         method="|ln| of the radial increment at loop 63 over the one at K.",
         tables=("increments",),
@@ -102,7 +102,7 @@ GROWTH_CLAIMS = (
     Claim(
         key="second-order",
         text="The increment's second order is that of several sublayers, beta^2 / 2s + <u, c> / s.",
-        source="theory P9 b",
+        source="theory P9",
         prediction=f"within {ROUGHLY:.0%}",
         method="|sum of predicted / sum of seen - 1| over the steps from h_K to h_64.",
         tables=("increments",),
@@ -115,7 +115,7 @@ GROWTH_CLAIMS = (
     Claim(
         key="ballistic-growth",
         text="Shared weights make the norm grow in proportion to the number of loops, not to its square root.",
-        source="theory P10 b",
+        source="theory P10",
         prediction="log-log slope above 0.85 (ballistic 1, diffusive 0.5)",
         method="Slope of ln(norm) against ln(k), loops 5 to 64.",
         tables=("growth_exponent",),
@@ -145,7 +145,7 @@ GROWTH_CLAIMS = (
     Claim(
         key="growth-diffusive-64",
         text="Predicted as a random walk, as if every loop had weights of its own, the norm after 64 loops is missed.",
-        source="theory P10 b (control)",
+        source="theory P10 (control)",
         prediction=f"off by more than {NEXT_NORM_REFUTED:.0%} of the growth",
         method="|predicted - seen| / |seen - norm at K| after 64 loops, of sqrt(s^2 + n |b|^2).",
         tables=("growth",),
@@ -158,7 +158,7 @@ GROWTH_CLAIMS = (
     Claim(
         key="growth-asymptotic-slope-64",
         text="How far the slope of the limiting direction is from the growth to 64 loops.",
-        source="theory P10 e",
+        source="theory P10",
         prediction="none made: it is reached in the logarithm of the norm only",
         method="|predicted - seen| / |seen - norm at K| after 64 loops; none where the direction has no limit.",
         tables=("growth",),
@@ -184,7 +184,7 @@ GROWTH_CLAIMS = (
     Claim(
         key="coherent-growth",
         text="What makes the norm grow is written along the state, not across it.",
-        source="theory P10 b, P9 c",
+        source="theory P10, P9",
         prediction="more than 90 % of the growth of the squared norm",
         method="Part of |h_64|^2 - |h_K|^2 made by 2 s a, mean over tokens.",
         tables=("growth_exponent",),

@@ -10,7 +10,7 @@ TRAINING_CLAIMS = (
     Claim(
         key="attribution-adds-up",
         text="What the parameter groups contributed to log norm adds up to its change over training.",
-        source="theory P16 a",
+        source="theory P16",
         basis="by construction",
         prediction="within 10 %",
         method="|sum - change of mean log |h_K|| / |change|, from weight snapshots.",
@@ -24,7 +24,7 @@ TRAINING_CLAIMS = (
     Claim(
         key="not-the-embeddings",
         text="The embeddings' own growth is a small part of the growth of the state.",
-        source="theory P16 b (a toy: 0.04 of 3.51)",
+        source="theory P16 (a toy: 0.04 of 3.51)",
         prediction="below a quarter",
         method="|Contribution of the embeddings| over the sum of all groups'.",
         tables=("attribution",),
@@ -37,7 +37,7 @@ TRAINING_CLAIMS = (
     Claim(
         key="initial-pressure",
         text="At initialisation the loss pushes the scale of the embeddings' state down, hence the blocks' up.",
-        source="theory P16 d, P11 (<G_0, h_0> > 0)",
+        source="theory P16, P11 (<G_0, h_0> > 0)",
         prediction="above 0",
         method="Sum over tokens of <G_0, h_0> at step 0.",
         tables=("pressure",),
@@ -49,7 +49,7 @@ TRAINING_CLAIMS = (
     Claim(
         key="pressure-from-the-tie",
         text="That pressure comes from the tied head: without it there is next to none.",
-        source="theory P16 d (a toy: 4.39 tied, -1e-4 untied)",
+        source="theory P16 (a toy: 4.39 tied, -1e-4 untied)",
         prediction="untied below a tenth of tied",
         method="|<G_0, h_0>| of the untied run over that of the tied one, at step 0.",
         tables=("pressure",),

@@ -137,7 +137,7 @@ VISIBILITY_CLAIMS = (
     Claim(
         key="coefficient-law",
         text="The pull of the loss on the initial scale has the predicted coefficient, terminal and dense.",
-        source="theory P5 d",
+        source="theory P5",
         basis="by construction",
         prediction=f"within {AGREES:.0%}",
         method="Largest |predicted / seen - 1| of the coefficient of 1/s.",
@@ -151,7 +151,7 @@ VISIBILITY_CLAIMS = (
     Claim(
         key="dense-is-weaker",
         text="Dense supervision sees the initial scale less than terminal supervision: (K + 1) / (2 K) of it.",
-        source="theory P5 d; against the reading that dense losses control the scale",
+        source="theory P5; against the reading that dense losses control the scale",
         basis="by construction",
         prediction=f"within {AGREES:.0%}",
         method="|dense over terminal coefficient, as seen, / ((K + 1) / (2 K)) - 1|.",
@@ -205,7 +205,7 @@ VISIBILITY_CLAIMS = (
     Claim(
         key="raw-scale-is-pinned",
         text="Training pins that temperature: no other factor is better than 1 by much.",
-        source="theory P6 c",
+        source="theory P6",
         prediction="best factor within a third of 1 (|ln c| below 0.3)",
         method="|ln c| of the factor with the lowest cross-entropy.",
         tables=("scale_sensitivity",),

@@ -79,7 +79,7 @@ def coefficient_law(
 ) -> pd.DataFrame:
     """-c dL/dlog c / <dCE(h), b(h)> of L(c h), c far out, for a terminal and an evenly weighted per-loop loss.
 
-    L is read after loops 1..K from the embedding on, CE by the last readout. The law (theory/ P5 d) says
+    L is read after loops 1..K from the embedding on, CE by the last readout. The law (theory/ P5) says
     sum_k k w_k: K and (K + 1) / 2. It asks for scale-free readouts and nothing between loops; where one of these is
     lacking nothing is predicted (NaN).
 

@@ -18,7 +18,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
     """`precision`: dtype, loops_predicted, loops_seen, moving_fraction_at_64, overflow_loop.
 
     Loops are counted from h_K, and are medians over tokens; a token stops when its last coordinate does. Predicted:
-    the displacement of loop K + 1, taken as constant (theory P17 c), which it is where the regime number is small and
+    the displacement of loop K + 1, taken as constant (theory P17), which it is where the regime number is small and
     the direction has settled. loops_seen is empty where half of the tokens still moved after 1024 (bfloat16) or 4096
     (float16) loops, or the format overflowed first, at overflow_loop. Only the stream is kept in the format, the
     branches are computed in float32.

@@ -1,4 +1,4 @@
-"""Predictors of a state's norm over further loops (theory/ P10 a to e), from one state and what the step does far out.
+"""Predictors of a state's norm over further loops (theory/ P10), from one state and what the step does far out.
 
 None of them sees the step at the states that it predicts: displacements are measured at a large multiple of a state,
 so that agreement with the norms run says that the recurrence depends on direction only.
@@ -20,20 +20,20 @@ Predictor = Callable[[Float[Tensor, "windows time d"]], Norms]
 
 
 def predictors(model: LoopedLM, limit: AsymptoticSlope) -> Mapping[str, Predictor]:
-    """By name, in the order of P10's letters; `gain` g is 1 where the scale is carried, b is far from the start state.
+    """By name; `gain` g is 1 where the scale is carried, b is far from the start state.
 
-    direction_flow (a): h <- g h + b(h), b measured anew at every direction: log-time flow, one loop a step.
-    ballistic, diffusive (b): |h + n b|, the same vector written in every loop, and sqrt(s^2 + n |b|^2), a fresh one.
-    power_law (c): the increment goes from <u, b> to the limit's slope as (s / s_0)^p, p the limit's exponent.
-    constant_increment (d): s <- g s + <u, b>.
-    second_order (d): s <- s + <u, b> + kappa / s, kappa from the sublayers' interaction.
-    direction_flow_second_order (d): direction_flow with the sublayers' interaction at every direction.
-    asymptotic_slope (e): s <- g s + slope of the limiting direction.
+    direction_flow: h <- g h + b(h), b measured anew at every direction: log-time flow, one loop a step.
+    ballistic, diffusive: |h + n b|, the same vector written in every loop, and sqrt(s^2 + n |b|^2), a fresh one.
+    power_law: the increment goes from <u, b> to the limit's slope as (s / s_0)^p, p the limit's exponent.
+    constant_increment: s <- g s + <u, b>.
+    second_order: s <- s + <u, b> + kappa / s, kappa from the sublayers' interaction.
+    direction_flow_second_order: direction_flow with the sublayers' interaction at every direction.
+    asymptotic_slope: s <- g s + slope of the limiting direction.
 
     Args:
         model: float64.
-        limit: of the direction; where it has not converged, (c) and (e) predict NaN, (c) also where its slope is not
-            positive.
+        limit: of the direction; where it has not converged, power_law and asymptotic_slope predict NaN, power_law also
+            where its slope is not positive.
     """
     methods: dict[str, Predictor] = {
         "direction_flow": lambda h: _direction_flow(model, h),

@@ -244,7 +244,7 @@ def test_training_with_a_readout_that_sees_the_scale_holds_the_norm(model, untre
 
 
 def test_but_on_data_that_can_be_fitted_wholly_it_does_not(model):
-    """Negative control, theory P6 (c): without a calibrated optimum the logits, and the norm, grow on."""
+    """Negative control, theory P6: without a calibrated optimum the logits, and the norm, grow on."""
     noisy, fitted = (trained_raw(type(model)(), noise=noise, steps=250) for noise in (0.5, 0.0))
     assert fitted > 1.5 * noisy
 
