@@ -15,6 +15,7 @@ from theory.far_out import (
     at_infinity,
     cotangent,
     directions,
+    linear_sublayers,
     relative_scales,
     scaled_loop,
     scaling_error,
@@ -22,7 +23,7 @@ from theory.far_out import (
     summed_branches,
 )
 from theory.laboratory import pullback
-from theory.proposition import Proof, Proposition, Residual, worst
+from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
@@ -173,25 +174,27 @@ def all_signs(n: int) -> Tensor:
     return torch.tensor(list(product([1.0, -1.0], repeat=n)), dtype=torch.float64)
 
 
-def residual(case: Case, degree: int) -> Residual:
+def check(case: Case) -> Residual:
+    """Worst of: the flow at 1/s = 0, the linear recurrence about a kept direction, the mean square of fresh signs."""
     sublayers, h = sublayers_and_states(case)
-    sublayer = sublayers[case.seed % len(sublayers)]
     values = (
         flow_error(sublayers, h),
-        approach_error(sublayer, case, degree),
+        approach_error(sublayers[case.seed % len(sublayers)], case, degree=0),
         diffusion_error(sublayers, h, all_signs(len(sublayers))),
     )
     return Residual(value=worst(values), tolerance=TOLERANCE)
 
 
-def check(case: Case) -> Residual:
-    """Worst of: the flow at 1/s = 0, the linear recurrence about a kept direction, the mean square of fresh signs."""
-    return residual(case, degree=0)
-
-
 def control(case: Case) -> Residual:
-    """The same with a displacement proportional to the state's norm: growth is exponential, the tilt does not slow."""
-    return residual(case, degree=1)
+    """Least of the same with branches that see the scale, a displacement proportional to the state's norm (growth is
+    exponential, the tilt does not slow), and shared signs."""
+    sublayers, h = sublayers_and_states(case)
+    values = (
+        flow_error(linear_sublayers(case), 3.0 * h),
+        approach_error(sublayers[case.seed % len(sublayers)], case, degree=1),
+        diffusion_error(sublayers, h, all_signs(len(sublayers)).abs()),
+    )
+    return Residual(value=least(values), tolerance=TOLERANCE)
 
 
 PROPOSITION = Proposition(
