@@ -75,7 +75,7 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
         raise ValueError(f"b must be a finite float tensor of the shape of h, {tuple(h.shape)}, got {tuple(b.shape)}.")
     start, added = h.to(dtype), b.to(dtype)
     fits = torch.isfinite(added)
-    level = freezing_level(torch.where((added != 0) & fits, added.double().abs(), 1.0), p)
+    level = _freezing_level(torch.where((added != 0) & fits, added.double().abs(), 1.0), p)
     tied = fits & (start + added != start) & (start.double().abs() > level)
     start = torch.where(tied, start + added, start)
     still = start + added == start
@@ -97,7 +97,7 @@ def predicted_freeze(h: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"],
     return Freeze(level=torch.where(still, start.double().abs(), level), loops=loops)
 
 
-def freezing_level(size: Float[Tensor, "*batch"], p: int) -> Float[Tensor, "*batch"]:
+def _freezing_level(size: Float[Tensor, "*batch"], p: int) -> Float[Tensor, "*batch"]:
     """2^(p + ceil(log2 size)), for updates of that size, positive."""
     return 2.0 ** (p + size.log2().ceil())
 
