@@ -381,7 +381,7 @@ def test_the_token_that_went_in():
     left, ratio = span(own, "centred_left", blind, 1.0, 200, 2), span(own, "norm_ratio", blind, 1.0, 200)
     require_said(f"taken back, too, to {left}, and the norm is still {ratio} times that of h_0")
     left, ratio = span(own, "centred_left", raw, 1.0, 19, 2), span(own, "norm_ratio", raw, 1.0, 19, 1)
-    require_said(f"take it back: {left} is left at step 19, with a state {ratio} times as large as h_0")
+    require_said(f"taking it back: {left} is left at step 19, with a state {ratio} times as large as h_0")
     logits = [span(own, "own_logit", blind, 4.0, step) for step in (0, 34)]
     require_said(f"goes the same way, from {logits[0]} by {logits[1]} at step 34")
     require_said(f"and {span(own, 'norm_ratio', blind, 4.0, 200)} times the norm of h_0; the raw one's begins at")
