@@ -8,8 +8,9 @@
     final-only norm     final_only_readouts(readout, num_loops, reference), one readout a loop
 
 `loopsight.audit` of the result says whether it helped. All of them need training to be of use; a between-loop norm
-or damping changes what a trained model computes. At the first entrance a between-loop norm sets the size of h_0: with a
-tied head, norms ended the larger in training the larger h_0 was (results/remedies, results/multipliers).
+or damping changes what a trained model computes. At the first entrance a between-loop norm sets the size of
+h_0: norms of blind models with N(0, 1) embeddings ended the larger the larger h_0 was, from small ones they did not
+(results/remedies, results/multipliers).
 """
 
 import dataclasses

@@ -15,6 +15,7 @@ from experiments.grids.design import Setting, column_of
 from experiments.grids.rates import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
 from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.measure.suite import SUITE
+from experiments.treatments.arms import NONE
 from models import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -354,17 +355,6 @@ def multipliers():
     return {row["quantity"]: row["observed"].partition(" over ")[0] for row in rows}, own
 
 
-def test_how_a_norm_follows_its_embedding():
-    observed, own = multipliers()
-    tied, blind, apart = "tied, blind: norm at", "scale_invariant", "untied_scale_invariant"
-    require_said(f"Tied and blind it is {observed[f'(2) {tied} 1/4 / at 1']} times as large at 1/4 as at 1")
-    require_said(f"and {observed[f'(1) {tied} 4 / at 1']} times at 4; untied {observed[f'un{tied} 4 / at 1']} times")
-    require_said(f"is undecided, {observed['(4) blind: norm at 4 / at 1, tied over untied']}.")
-    require_said(f"follows less, {observed[f'(3) {tied} 1/16 / at 1/4']} times that at 1/4")
-    ratios = [span(own, "norm_ratio", blind, 1.0, 200), span(own, "norm_ratio", apart, 1.0, 200, 1)]
-    require_said(f"the last state is {ratios[0]} times as large as h_0 tied and {ratios[1]} times untied")
-
-
 def span(own, column, variant, multiplier, step, digits=0):
     """Of three seeds."""
     of = own.loc[(variant, multiplier, step), column]
@@ -372,25 +362,44 @@ def span(own, column, variant, multiplier, step, digits=0):
     return f"{of.min():.{digits}f} to {of.max():.{digits}f}"
 
 
+def test_how_a_norm_follows_its_embedding():
+    observed, own = multipliers()
+    tied, blind, apart = "tied, blind: norm at", "scale_invariant", "untied_scale_invariant"
+    require_said(f"Tied they are {observed[f'(2) {tied} 1/4 / at 1']} times as large at 1/4 as at 1")
+    require_said(f"and {observed[f'(1) {tied} 4 / at 1']} times at 4; untied {observed[f'un{tied} 4 / at 1']} times")
+    require_said(f"is undecided, {observed['(4) blind: norm at 4 / at 1, tied over untied']}.")
+    require_said(f"follow less, {observed[f'(3) {tied} 1/16 / at 1/4']} times from 1/4 to 1/16")
+    raws = [observed[f"tied, raw: norm at {m} / at 1"] for m in ("1/4", "1/16")]
+    require_said(f"below 1: {raws[0]} at 1/4 and {raws[1]} at 1/16.")
+    ratios = [span(own, "norm_ratio", blind, 1.0, 200), span(own, "norm_ratio", apart, 1.0, 200, 1)]
+    require_said(f"the last state is {ratios[0]} times as large as h_0 tied and {ratios[1]} times untied")
+    require_said(f"where it had been {span(own, 'norm_ratio', apart, 1.0, 34)} at step 34")
+
+
 def test_the_token_that_went_in():
     observed, own = multipliers()
-    blind, raw = "scale_invariant", "scale_visible"
-    require_said(f"At step 0 that logit is {span(own, 'own_logit', blind, 1.0, 0)} in the tied blind model")
-    left, ratio = span(own, "centred_left", blind, 1.0, 34, 2), span(own, "norm_ratio", blind, 1.0, 34)
-    require_said(
-        f"At step 34 it is {span(own, 'own_logit', blind, 1.0, 34)}: half of the embedding, {left}, is still in"
-    )
-    require_said(f"between tokens, and the state is {ratio} times as large as h_0")
+    blind, raw, apart = "scale_invariant", "scale_visible", "untied_scale_invariant"
+    logits = [span(own, "own_logit", blind, 1.0, step, digits) for step, digits in ((0, 0), (6, 1), (11, 1), (34, 1))]
+    require_said("is {} at step 0, {} at step 6, {} at step 11 and {} at step 34".format(*logits))
+    require_said(f"untied it is {span(own, 'own_logit', apart, 1.0, 0, 2)} at step 0")
+    left, ratio = span(own, "centred_left", blind, 1.0, 11, 2), span(own, "norm_ratio", blind, 1.0, 11)
+    require_said(f"at step 11 the state is {ratio} times as large as h_0")
+    require_said(f"and {left} of the embedding is left. At m = 4")
+    left, ratio = span(own, "centred_left", blind, 4.0, 6, 2), span(own, "norm_ratio", blind, 4.0, 6, 1)
+    require_said(f"taken back, to {left} at step 6 with a state {ratio} times as large as h_0")
+    early, late = (own.loc[(blind, 1.0, step), "norm_ratio"] for step in (11, 34))
+    require_said(f"grows by another {geometric_interval((late / early).tolist()).text(3)} times")
     left, ratio = span(own, "centred_left", blind, 1.0, 200, 2), span(own, "norm_ratio", blind, 1.0, 200)
-    require_said(f"taken back, too, to {left}, and the norm is still {ratio} times that of h_0")
-    left, ratio = span(own, "centred_left", raw, 1.0, 19, 2), span(own, "norm_ratio", raw, 1.0, 19, 1)
-    require_said(f"taking it back: {left} is left at step 19, with a state {ratio} times as large as h_0")
-    logits = [span(own, "own_logit", blind, 4.0, step) for step in (0, 34)]
-    require_said(f"goes the same way, from {logits[0]} by {logits[1]} at step 34")
-    require_said(f"and {span(own, 'norm_ratio', blind, 4.0, 200)} times the norm of h_0; the raw one's begins at")
-    require_said(f"the raw one's begins at {span(own, 'own_logit', raw, 4.0, 0)}.")
+    most = span(own, "norm_ratio", blind, 1.0, 62)
+    require_said(
+        f"taken back, too, to {left}, and the norm is still {ratio} times that of h_0, from {most} at step 62."
+    )
+    left, ratio = span(own, "centred_left", raw, 1.0, 19, 2), span(own, "norm_ratio", raw, 1.0, 200, 2)
+    require_said(f"faster, {left} is left at step 19, and ends with {ratio} times the norm of h_0")
     require_said(f"as it was put, {observed['(7) tied, blind, at 1: left of the embedding']}, and says nothing")
     require_said(f"off it is {observed['tied, blind, at 1: left of the embedding, means taken off']}.")
+    common = table("multipliers", "common").query("embedding_multiplier == 1 and variant == 'scale_invariant'")
+    assert common.query("step == 11")["common_fraction"].min() > 0.99
 
 
 def test_what_the_size_of_an_embedding_costs():
@@ -404,7 +413,7 @@ def test_what_the_size_of_an_embedding_costs():
         return f"{mean[1:]} [{high[1:]}, {low[1:]}]"
 
     require_said(f"Tied and raw, the loss is lower by {lower('(5) tied, raw: CE at 1/4 - at 1, nats')} nats at 1/4")
-    require_said(f"Tied and blind it is lower by {lower('(6) tied, blind: CE at 1/4 - at 1, nats')}.")
+    require_said(f"Tied and blind it is lower by {lower('(6) tied, blind: CE at 1/4 - at 1, nats')} at 1/4.")
     higher = [observed[f"untied, {readout}: CE at 4 - at 1, nats"] for readout in ("blind", "raw")]
     require_said(f"Untied it is higher at 4 than at 1, by {higher[0]} blind and {higher[1]} raw.")
     norms = {
@@ -412,10 +421,13 @@ def test_what_the_size_of_an_embedding_costs():
         for variant in (blind, raw)
     }
     contrast = [f"{above / below:.3g}" for above, below in zip(*norms.values(), strict=True)]
-    require_said(f"at 1, {contrast[0]} times, is {contrast[1]} at 1/4 and {contrast[2]} at 1/16")
-    require_said(f"while the raw norm stays, {min(norms[raw]):.3g} to {max(norms[raw]):.3g}:")
-    require_said(f"at 4 training fails ({of_runs.loc[(raw, 4.0), 'cross_entropy'].mean():.1f} nats)")
-    require_said(f"the logit is {PRESETS['44m'].d_model / 2**0.5:.0f} at first")
+    require_said(f"contrast, {contrast[0]} times, is {contrast[1]} at 1/4 and {contrast[2]} at 1/16")
+    require_said(f"with a raw norm that stays, {min(norms[raw]):.3g} to {max(norms[raw]):.3g}.")
+    loss = of_runs["cross_entropy"]
+    require_said(f"at 4 it is {loss[raw, 4.0].min():.1f} to {loss[raw, 4.0].max():.1f} nats after 200 steps")
+    costs = [t_interval((loss[raw, m] - loss[blind, m]).tolist()).text(3) for m in (0.0625, 0.25, 1.0)]
+    require_said("raw less blind is {} nats at 1/16, {} at 1/4 and {} at 1.".format(*costs))
+    require_said(f"the logit at h_0 would be {PRESETS['44m'].d_model / 2**0.5:.0f}.")
 
 
 def remedies():
@@ -443,21 +455,21 @@ def test_remedies():
         return observed[f"{variant}, {remedy}: CE after - without, nats"]
 
     penalty, raw, last = "norm penalty", "raw readout", "final-only norm"
-    require_said(f"with the penalty ({without(penalty)} times), the raw readout ({without(raw)})")
-    require_said(f"and the final-only norm ({without(last)}), in both variants")
-    require_said(f"with the penalty alone, {both('norm penalty: norm after / before', short)} times")
+    require_said(f"in both variants with the penalty ({without(penalty)} times), the raw readout ({without(raw)})")
+    require_said(f"and the final-only norm ({without(last)}); below where it began")
+    require_said(f"only with the penalty, {both('norm penalty: norm after / before', short)} times")
     require_said(f"untied variant, {cost(untied, penalty)}, and undecided for the tied, {cost(tied, penalty)}.")
     between, between_ratio = "between-loop norm", "between-loop norm: norm after / without"
     require_said(f"Untied, the norm ends at {short[f'{untied}, {between_ratio}']} times that without it")
     require_said(f"by {cost(untied, between)} nats; tied, at {observed[f'{tied}, {between_ratio}']} times")
-    require_said(f"higher by {cost(tied, between)}. What it does before the first loop")
+    require_said(f"higher by {cost(tied, between)}. Before the first loop")
     growth = "raw readout: norm after / before"
     lower = cost(tied, raw).partition(" ")[0].removeprefix("-")
     require_said(f"at {observed[f'{tied}, {growth}']} times where it began, and its loss is lower by {lower} nats")
     require_said(f"at {observed[f'{untied}, {growth}']} times, with a loss that is higher by {cost(untied, raw)}")
     damped = [observed[f"{variant}, damping: norm after / without"] for variant in (tied, untied)]
     require_said(f"at {damped[0]} times tied, about as much as it does at once, and is undecided untied, {damped[1]}")
-    require_said(f"higher by {cost(untied, last)} nats. What the audit does say")
+    require_said(f"higher by {cost(untied, last)} nats. Two models")
     require_said(f"with {without(penalty)} times the norm without it (tied, untied)")
     require_said(f"with {both(between_ratio, short)} times, a raw readout with {without(raw)}")
 
@@ -477,28 +489,53 @@ def test_controls_of_remedies():
         "between-loop norm at h_0's size",
         "raw readout, scale detached",
     )
-    require_said(
-        f"multiplies h_0 by {_embedding_rescaled():.1f} tied, and the norm with it, by {norm(tied, rescaled)};"
-    )
-    require_said(f"the loss as much as the whole norm does, by {cost(untied, rescaled)}, with {norm(untied, rescaled)}")
-    require_said(f"for a target the tied norm ends at {norm(tied, at_entry)} times that without, but with a loss that")
-    require_said(f"higher by {cost(tied, at_entry)} nats, and the untied loss is higher by {cost(untied, at_entry)}.")
-    require_said(f"with a norm of {norm(tied, detached)} times that without a remedy and a loss that is *higher* by")
-    require_said(f"*higher* by {cost(tied, detached)}, where a lower one was predicted")
+    factor = geometric_interval((paired(tied, rescaled, NONE, "l2_norm_after") / _embedding_rescaled(tied)).tolist())
+    require_said(f"multiplies the norm by {norm(tied, rescaled)}, {factor.text(3)} times what it multiplies h_0 by")
+    require_said(f"multiplies h_0 by {geometric_interval(_embedding_rescaled(untied).tolist()).mean:.0f}, it lowers")
+    require_said(f"it lowers the loss by {cost(untied, rescaled)}, as the whole norm does")
+    whole, alone = _losses_of(untied, "between-loop norm"), _losses_of(untied, rescaled)
+    apart = t_interval([with_all - with_part for with_all, with_part in zip(whole, alone, strict=True)]).text(3)
+    require_said(f"({apart} apart, seed by seed), and ends with {norm(untied, rescaled)} times the norm")
+    require_said(f"alone it is undecided, {cost(tied, rescaled)}, and with h_0's own size for a target")
+    require_said(f"with which the norm ends at {norm(tied, at_entry)} times that without a remedy")
+    require_said(f"higher by {cost(tied, at_entry)} nats all the same (untied {cost(untied, at_entry)}).")
     seen = "raw readout: norm after / with the scale detached"
-    require_said(f"with the gradient is {observed[f'{tied}, {seen}']} times that. Untied neither is decided")
+    require_said(f"tied, the norm ends at {norm(tied, detached)} times that without a remedy, undecided")
+    require_said(f"with the gradient at {observed[f'{tied}, {seen}']} times that. The loss is *higher* by")
+    require_said(f"*higher* by {cost(tied, detached)} without the gradient, where a lower one was predicted")
+    grown = paired(tied, detached, detached, "l2_norm_after", "l2_norm_before")
+    require_said(f"outgrown the fixed reference {geometric_interval(grown.tolist()).text(3)} times")
+    halved = [arm["validation"]["rescaled_cross_entropy"]["0.5"] for arm in _arms(tied, detached)]
+    more = t_interval([of - without for of, without in zip(halved, _losses_of(tied, NONE), strict=True)]).text(3)
+    require_said(f"with its logits halved the loss is higher by {more} only")
     require_said(f"Untied neither is decided: {observed[f'{untied}, {seen}']} times the norm")
     require_said(f"a loss that is higher by {cost(untied, detached)} without the gradient")
 
 
-def _embedding_rescaled():
-    """By what a norm between loops multiplies h_0, geometric mean over the tied runs."""
+def _arms(variant, remedy):
+    """As they were stored, in the order of seeds."""
     stored = json.loads((ROOT / "results" / "remedies" / "arms.json").read_text(encoding="utf-8"))
-    settings = [
-        {arm["remedy"]: arm["setting"] for arm in run["arms"]} for run in stored if run["variant"] == TIED_BLIND
-    ]
-    quotients = [of["between-loop norm"] / of["between-loop norm at h_0's size"] for of in settings]
-    return geometric_interval(quotients).mean
+    return [arm for run in stored if run["variant"] == variant for arm in run["arms"] if arm["remedy"] == remedy]
+
+
+def _losses_of(variant, remedy):
+    """After the last loop."""
+    return [arm["validation"]["cross_entropy"][-1] for arm in _arms(variant, remedy)]
+
+
+def _after(variant, remedy, column):
+    """By seed."""
+    return table("remedies", "arms").query("variant == @variant and remedy == @remedy").set_index("seed")[column]
+
+
+def paired(variant, remedy, other, column, other_column=None):
+    """A quotient of two arms' columns, by seed."""
+    return _after(variant, remedy, column) / _after(variant, other, other_column or column)
+
+
+def _embedding_rescaled(variant):
+    """By what a norm between loops multiplies h_0, by seed."""
+    return paired(variant, "between-loop norm", "between-loop norm at h_0's size", "setting")
 
 
 def test_remedies_at_once_and_in_the_audits_order():

@@ -1,12 +1,11 @@
 """What a tied, blind norm owes to the token's own embedding: the factor between head and h_0, head untouched.
 
-A tied head multiplies the state by the very embedding it began as. Behind a readout sqrt(d) h / |h|, with h = m e + b,
-m the embedding multiplier, the logit of the token that went in is sqrt(d) (m |e|^2 + <b, e>) / |h|: d^1.5 m / |h| for
-embeddings N(0, 1) and b across them, 90 at width 128 where b is no more than a learned position as large as e. A blind
-model can make that small by |h| alone, which must then be in proportion to m; a raw one, whose logits are <h, e>, only
-by updates against e.
-How much of the embedding is left along itself, <h_K, e> / <h_0, e>, was to tell the two ways apart; what it says of a
-vector common to all tokens is no part of any token, so that the same of what differs between tokens stands beside it.
+A tied head multiplies the state by the very embedding it began as. Behind a readout sqrt(d) h / |h|, h_0 = m (e + p),
+m the embedding multiplier and p a learned position, the logit of the token that went in is sqrt(d) <h, e> / |h|, at
+h_0 d / sqrt(2) where e and p are N(0, 1). It was expected that a blind model makes that small by |h|, in proportion to
+m, and a raw one, whose logit is <h, e>, by updates against e. How much of the embedding is left along itself, <h_K, e>
+/ <h_0, e>, was to tell the two ways apart; since a vector common to all tokens has its part in that, the same of what
+differs between tokens stands beside it.
 
 The predictions (1) to (8) were made before the runs that they are of (LOG.md, 2026-11-30).
 """

@@ -1,7 +1,8 @@
 """What becomes of the token that went in, along a training: how much of its embedding is left in the last loop's state.
 
-A tied head multiplies the state by that embedding. A readout that normalises gives it a small logit where the state has
-grown across it, a raw one only where it was taken back.
+A tied head multiplies the state by that embedding. Behind a readout that normalises its logit falls where the state
+grows across it, behind any where the embedding is taken back. Means over tokens are taken off, but for one column: a
+vector common to all tokens has an inner product with their embeddings, too, and is no part of any of them.
 """
 
 import copy
@@ -21,8 +22,8 @@ OWN_TOKEN = ["step", "embedding_left", "centred_left", "norm_ratio", "own_logit"
 def measure(context: Context) -> dict[str, pd.DataFrame]:
     """`own_token`, a row a step whose weights were kept, or the last alone: embedding_left (sum over held-out tokens of
     <h_K, e> over that of <h_0, e>, e the token's row of the embedding), centred_left (the same of what differs between
-    tokens, means taken off: a vector common to all is not part of a token), norm_ratio (sum of |h_K| over that of
-    |h_0|), own_logit (mean logit of the token that went in less that of all tokens).
+    tokens), norm_ratio (sum of |h_K| over that of |h_0|), own_logit (mean <f, w>, f what differs between tokens of the
+    features that the head gets, w its row for the token that went in).
 
     Raises:
         RunError: a snapshot is damaged or of another configuration.
@@ -34,12 +35,12 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
         model.load_state_dict(weights)
         e, states = model.token_embedding(inputs), model(inputs, context.trained_loops)
         first, last = states[0], states[-1]
-        head = model.head_weight[inputs] - model.head_weight.mean(0)
+        features = model.readout_features(last, is_last=True)
         found = (
             _total(last, e) / _total(first, e),
             _total(_centred(last), _centred(e)) / _total(_centred(first), _centred(e)),
             last.norm(dim=-1).sum() / first.norm(dim=-1).sum(),
-            _total(model.readout_features(last, is_last=True), head) / inputs.numel(),
+            _total(_centred(features), model.head_weight[inputs]) / inputs.numel(),
         )
         rows.append([step, *(value.item() for value in found)])
     return {"own_token": pd.DataFrame(rows, columns=OWN_TOKEN)}

@@ -177,8 +177,8 @@ PICTURES = (
     Picture(
         key="own_token",
         title="The token that went in, during training",
-        caption="Mean logit of the token that went in after the last loop, less that of all tokens. A tied head starts "
-        "with it; behind a readout that normalises a larger state drowns it, behind a raw one it must be taken back. "
+        caption="Mean logit of the token that went in, after the last loop, without what all tokens have alike. A tied "
+        "head starts with it; it falls as the embedding is taken back, and behind a norm as the state grows across it. "
         + BAND,
         table="own_token",
         column="own_logit",

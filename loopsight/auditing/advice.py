@@ -79,8 +79,8 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
         loss_change=None,
         setting=first,
         effect="no loop inherits the scale: norms stop growing over loops, though not over training, where a loop's "
-        "own update can grow; at the first entrance it is the embedding that gets this rms, and a tied head asks for "
-        "updates in proportion to it",
+        "own update can grow; at the first entrance it is h_0 that gets this rms, which raised norms in training where "
+        "it raised h_0 (seen with tied N(0, 1) embeddings)",
         line="h = loopsight.remedies.rms_normalised(h, rms)  # at the entrance of every loop",
     )
     damping = Remedy(
