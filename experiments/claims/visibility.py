@@ -150,7 +150,7 @@ VISIBILITY_CLAIMS = (
     ),
     Claim(
         key="dense-is-weaker",
-        text="Dense supervision sees the initial scale less than terminal supervision: (K + 1) / (2 K) of it.",
+        text="Far out, dense supervision sees the initial scale less than terminal supervision: (K + 1) / (2 K) of it.",
         source="theory P5; against the reading that dense losses control the scale",
         basis="by construction",
         prediction=f"within {AGREES:.0%}",
