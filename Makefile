@@ -105,13 +105,12 @@ sizes: $(VENV)/.installed
 	$(BIN)/python experiments/grid.py sizes runs/sizes results/rates
 
 multipliers: SEEDS := 3 4 5
-multipliers: TIED_PAIR := scale_invariant scale_visible
 multipliers: PAIRS := scale_invariant scale_visible untied_scale_invariant untied_scale_visible
 multipliers: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/multipliers/1,--steps 200 --learning-rate 1e-3)
 	$(call train,$(PAIRS),runs/multipliers/4,--steps 200 --learning-rate 1e-3 --embedding-multiplier 4)
-	$(call train,$(TIED_PAIR),runs/multipliers/0.25,--steps 200 --learning-rate 1e-3 --embedding-multiplier 0.25)
-	$(call train,$(TIED_PAIR),runs/multipliers/0.0625,--steps 200 --learning-rate 1e-3 --embedding-multiplier 0.0625)
+	$(call train,$(PAIRS),runs/multipliers/0.25,--steps 200 --learning-rate 1e-3 --embedding-multiplier 0.25)
+	$(call train,$(PAIRS),runs/multipliers/0.0625,--steps 200 --learning-rate 1e-3 --embedding-multiplier 0.0625)
 	$(BIN)/python experiments/grid.py multipliers runs/multipliers
 
 remedies: $(VENV)/.installed

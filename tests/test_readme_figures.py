@@ -366,7 +366,10 @@ def test_how_a_norm_follows_its_embedding():
     observed, own = multipliers()
     tied, blind, apart = "tied, blind: norm at", "scale_invariant", "untied_scale_invariant"
     require_said(f"Tied they are {observed[f'(2) {tied} 1/4 / at 1']} times as large at 1/4 as at 1")
-    require_said(f"and {observed[f'(1) {tied} 4 / at 1']} times at 4; untied {observed[f'un{tied} 4 / at 1']} times")
+    untied = [observed[f"un{tied} {m} / at 1"] for m in ("1/4", "4")]
+    require_said(
+        f"and {observed[f'(1) {tied} 4 / at 1']} times at 4; untied {untied[0]} times at 1/4 and {untied[1]} times"
+    )
     require_said(f"is undecided, {observed['(4) blind: norm at 4 / at 1, tied over untied']}.")
     require_said(f"follow less, {observed[f'(3) {tied} 1/16 / at 1/4']} times from 1/4 to 1/16")
     raws = [observed[f"tied, raw: norm at {m} / at 1"] for m in ("1/4", "1/16")]
@@ -415,11 +418,18 @@ def test_what_the_size_of_an_embedding_costs():
     require_said(f"Tied and raw, the loss is lower by {lower('(5) tied, raw: CE at 1/4 - at 1, nats')} nats at 1/4")
     require_said(f"Tied and blind it is lower by {lower('(6) tied, blind: CE at 1/4 - at 1, nats')} at 1/4.")
     higher = [observed[f"untied, {readout}: CE at 4 - at 1, nats"] for readout in ("blind", "raw")]
-    require_said(f"Untied it is higher at 4 than at 1, by {higher[0]} blind and {higher[1]} raw.")
+    require_said(
+        f"Untied it is higher at 4 than at 1, by {higher[0]} blind and {higher[1]} raw; at 1/4 it is lower blind"
+    )
+    require_said(f"lower blind, by {lower('untied, blind: CE at 1/4 - at 1, nats')}, and undecided raw")
+    require_said(f"undecided raw, {observed['untied, raw: CE at 1/4 - at 1, nats']}.")
     norms = {
         variant: [geometric_interval(of_runs.loc[(variant, m), "l2_norm"].tolist()).mean for m in (1.0, 0.25, 0.0625)]
         for variant in (blind, raw)
     }
+    quotients = of_runs.loc[f"untied_{blind}", "l2_norm"] / of_runs.loc[f"untied_{raw}", "l2_norm"]
+    apart = [f"{geometric_interval(quotients.loc[m].tolist()).mean:.3g}" for m in (4.0, 1.0, 0.25, 0.0625)]
+    require_said("The untied contrast is {} at 4, {} at 1, {} at 1/4 and {} at 1/16.".format(*apart))
     contrast = [f"{above / below:.3g}" for above, below in zip(*norms.values(), strict=True)]
     require_said(f"contrast, {contrast[0]} times, is {contrast[1]} at 1/4 and {contrast[2]} at 1/16")
     require_said(f"with a raw norm that stays, {min(norms[raw]):.3g} to {max(norms[raw]):.3g}.")

@@ -84,8 +84,8 @@ MULTIPLIER_GRID = Grid(
             for head, readout, variant, settings in (
                 ("tied", "blind", BLIND, (SMALLEST,)),
                 ("tied", "raw", RAW, (SMALLEST, SMALL, LARGE)),
-                ("untied", "blind", UNTIED_BLIND, (LARGE,)),
-                ("untied", "raw", UNTIED_RAW, (LARGE,)),
+                ("untied", "blind", UNTIED_BLIND, (SMALLEST, SMALL, LARGE)),
+                ("untied", "raw", UNTIED_RAW, (SMALLEST, SMALL, LARGE)),
             )
             for setting in settings
         ),
@@ -94,8 +94,8 @@ MULTIPLIER_GRID = Grid(
             for head, readout, variant, settings in (
                 ("tied", "blind", BLIND, (SMALLEST, LARGE)),
                 ("tied", "raw", RAW, (SMALLEST, LARGE)),
-                ("untied", "blind", UNTIED_BLIND, (LARGE,)),
-                ("untied", "raw", UNTIED_RAW, (LARGE,)),
+                ("untied", "blind", UNTIED_BLIND, (SMALLEST, SMALL, LARGE)),
+                ("untied", "raw", UNTIED_RAW, (SMALLEST, SMALL, LARGE)),
             )
             for setting in settings
         ),
@@ -108,8 +108,8 @@ MULTIPLIER_GRID = Grid(
             for head, readout, variant, settings in (
                 ("tied", "blind", BLIND, MULTIPLIERS),
                 ("tied", "raw", RAW, MULTIPLIERS),
-                ("untied", "blind", UNTIED_BLIND, (ONE, LARGE)),
-                ("untied", "raw", UNTIED_RAW, (ONE, LARGE)),
+                ("untied", "blind", UNTIED_BLIND, MULTIPLIERS),
+                ("untied", "raw", UNTIED_RAW, MULTIPLIERS),
             )
             for setting in settings
         ),
