@@ -374,6 +374,11 @@ def test_how_a_norm_follows_its_embedding():
     require_said(f"follow less, {observed[f'(3) {tied} 1/16 / at 1/4']} times from 1/4 to 1/16")
     raws = [observed[f"tied, raw: norm at {m} / at 1"] for m in ("1/4", "1/16")]
     require_said(f"below 1: {raws[0]} at 1/4 and {raws[1]} at 1/16.")
+    require_said(
+        f"{observed[f'(1) {tied} 4 / at 1'].split()[0]} and {observed[f'un{tied} 4 / at 1'].split()[0]} times the norm"
+    )
+    assert round((3 * PRESETS["cpu"].d_model) ** 0.5) == 20  # N(0, 1) over torch's U(-1, 1) / sqrt(d)
+    require_said("it is drawn 20 times smaller")
     ratios = [span(own, "norm_ratio", blind, 1.0, 200), span(own, "norm_ratio", apart, 1.0, 200, 1)]
     require_said(f"the last state is {ratios[0]} times as large as h_0 tied and {ratios[1]} times untied")
     require_said(f"where it had been {span(own, 'norm_ratio', apart, 1.0, 34)} at step 34")

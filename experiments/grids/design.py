@@ -88,6 +88,17 @@ class Estimand:
         return judged(self.quantity, values, interval, self.side, self.bound)
 
 
+def norms(quantity: str, above: Cell, below: Cell, side: Side | None = None, bound: float = 1.0) -> Estimand:
+    """The quotient of two cells' final norms."""
+    return Estimand(quantity=quantity, estimate=norm_quotient(above, below), side=side, bound=bound)
+
+
+def losses(quantity: str, first: Cell, second: Cell, side: Side | None = None) -> Estimand:
+    """The difference of two cells' final cross-entropies, seen from 0."""
+    estimate = loss_difference(first, second)
+    return Estimand(quantity=quantity, estimate=estimate, side=side, bound=0.0, geometric=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InEveryRun:
     """A prediction of every single run: one exception refutes it.

@@ -17,7 +17,7 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_over
-from experiments.grids.design import Estimand, Grid, Setting, column_of, loss_difference, norm_quotient
+from experiments.grids.design import Estimand, Grid, Setting, column_of, losses, norm_quotient, norms
 from experiments.grids.rates import MIDDLE, PAIRS
 
 TIED, UNTIED = "tied, N(0, 1)", "untied, N(0, 1)"
@@ -25,18 +25,6 @@ BLIND, RAW = PAIRS[TIED]
 UNTIED_BLIND, UNTIED_RAW = "untied_scale_invariant", "untied_scale_visible"
 SMALLEST, SMALL, ONE, LARGE = (MIDDLE._replace(embedding_multiplier=factor) for factor in (1 / 16, 1 / 4, 1.0, 4.0))
 MULTIPLIERS = {SMALLEST: "1/16", SMALL: "1/4", ONE: "1", LARGE: "4"}
-
-
-def _norms(quantity: str, variant: str, above: Setting, below: Setting, side: Side | None, bound: float) -> Estimand:
-    """The quotient of a variant's final norms under two settings."""
-    estimate = norm_quotient((variant, above), (variant, below))
-    return Estimand(quantity=quantity, estimate=estimate, side=side, bound=bound)
-
-
-def _losses(quantity: str, variant: str, first: Setting, second: Setting, side: Side | None = None) -> Estimand:
-    """The difference of a variant's final cross-entropies under two settings."""
-    estimate = loss_difference((variant, first), (variant, second))
-    return Estimand(quantity=quantity, estimate=estimate, side=side, bound=0.0, geometric=False)
 
 
 def _left(
@@ -67,20 +55,20 @@ MULTIPLIER_GRID = Grid(
     heading="embedding multiplier",
     settings=MULTIPLIERS,
     judgements=(
-        _norms("(1) tied, blind: norm at 4 / at 1", BLIND, LARGE, ONE, "above", 2.0),
-        _norms("(2) tied, blind: norm at 1/4 / at 1", BLIND, SMALL, ONE, "below", 0.5),
-        _norms("(3) tied, blind: norm at 1/16 / at 1/4", BLIND, SMALLEST, SMALL, "below", 1.0),
+        norms("(1) tied, blind: norm at 4 / at 1", (BLIND, LARGE), (BLIND, ONE), "above", 2.0),
+        norms("(2) tied, blind: norm at 1/4 / at 1", (BLIND, SMALL), (BLIND, ONE), "below", 0.5),
+        norms("(3) tied, blind: norm at 1/16 / at 1/4", (BLIND, SMALLEST), (BLIND, SMALL), "below", 1.0),
         Estimand(
             quantity="(4) blind: norm at 4 / at 1, tied over untied",
             estimate=_tied_over_untied,
             side="above",
         ),
-        _losses("(5) tied, raw: CE at 1/4 - at 1, nats", RAW, SMALL, ONE, "below"),
-        _losses("(6) tied, blind: CE at 1/4 - at 1, nats", BLIND, SMALL, ONE, "below"),
+        losses("(5) tied, raw: CE at 1/4 - at 1, nats", (RAW, SMALL), (RAW, ONE), "below"),
+        losses("(6) tied, blind: CE at 1/4 - at 1, nats", (BLIND, SMALL), (BLIND, ONE), "below"),
         _left("(7) tied, blind, at 1: left of the embedding", BLIND, ONE, "above", "embedding_left"),
         _left("(8) tied, raw, at 1: left of the embedding", RAW, ONE, "below", "embedding_left"),
         *(
-            _norms(f"{head}, {readout}: norm at {MULTIPLIERS[setting]} / at 1", variant, setting, ONE, None, 1.0)
+            norms(f"{head}, {readout}: norm at {MULTIPLIERS[setting]} / at 1", (variant, setting), (variant, ONE))
             for head, readout, variant, settings in (
                 ("tied", "blind", BLIND, (SMALLEST,)),
                 ("tied", "raw", RAW, (SMALLEST, SMALL, LARGE)),
@@ -90,7 +78,7 @@ MULTIPLIER_GRID = Grid(
             for setting in settings
         ),
         *(
-            _losses(f"{head}, {readout}: CE at {MULTIPLIERS[setting]} - at 1, nats", variant, setting, ONE)
+            losses(f"{head}, {readout}: CE at {MULTIPLIERS[setting]} - at 1, nats", (variant, setting), (variant, ONE))
             for head, readout, variant, settings in (
                 ("tied", "blind", BLIND, (SMALLEST, LARGE)),
                 ("tied", "raw", RAW, (SMALLEST, LARGE)),

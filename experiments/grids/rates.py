@@ -8,17 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.curves import Look
-from experiments.expectations import Side
 from experiments.figures import draw_common, draw_over
 from experiments.grids.design import (
-    Cell,
     Estimand,
     Estimate,
     Grid,
     InEveryRun,
     Setting,
     loss_difference,
-    norm_quotient,
+    losses,
+    norms,
 )
 
 LOW, MIDDLE, HIGH, WARMED = Setting(3e-4), Setting(1e-3), Setting(3e-3), Setting(3e-3, 50)
@@ -33,11 +32,6 @@ PAIRS = {
     "untied, small": ("untied_small_init_scale_invariant", "untied_small_init_scale_visible"),
 }
 (TIED_BLIND, TIED_RAW), (UNTIED_BLIND, UNTIED_RAW) = PAIRS.values()
-
-
-def _norms(quantity: str, above: Cell, below: Cell, side: Side | None = None, bound: float = 1.0) -> Estimand:
-    """The quotient of two cells' final norms."""
-    return Estimand(quantity=quantity, estimate=norm_quotient(above, below), side=side, bound=bound)
 
 
 def _cost_of_blindness(schedule: Setting) -> Estimate:
@@ -55,39 +49,29 @@ RATES = Grid(
     heading="learning rate",
     settings=SCHEDULES,
     judgements=(
-        _norms("(1) untied, blind: norm at 3e-3 / at 1e-3", (UNTIED_BLIND, HIGH), (UNTIED_BLIND, MIDDLE), "above", 2.0),
-        _norms("(2) untied, raw: norm at 3e-3 / at 1e-3", (UNTIED_RAW, HIGH), (UNTIED_RAW, MIDDLE), "below", 2.0),
-        _norms("(3) tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "above", 1.0),
-        _norms("(3) the same, its upper bound", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "below", 2.0),
-        _norms("(4) untied, at 1e-3: blind norm / raw", (UNTIED_BLIND, MIDDLE), (UNTIED_RAW, MIDDLE), "below", 5.0),
+        norms("(1) untied, blind: norm at 3e-3 / at 1e-3", (UNTIED_BLIND, HIGH), (UNTIED_BLIND, MIDDLE), "above", 2.0),
+        norms("(2) untied, raw: norm at 3e-3 / at 1e-3", (UNTIED_RAW, HIGH), (UNTIED_RAW, MIDDLE), "below", 2.0),
+        norms("(3) tied, blind: norm at 3e-3 / at 1e-3", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "above", 1.0),
+        norms("(3) the same, its upper bound", (TIED_BLIND, HIGH), (TIED_BLIND, MIDDLE), "below", 2.0),
+        norms("(4) untied, at 1e-3: blind norm / raw", (UNTIED_BLIND, MIDDLE), (UNTIED_RAW, MIDDLE), "below", 5.0),
         *(
-            _norms(f"(5) tied, at {name}: blind norm / raw", (TIED_BLIND, schedule), (TIED_RAW, schedule), "above", 5.0)
+            norms(f"(5) tied, at {name}: blind norm / raw", (TIED_BLIND, schedule), (TIED_RAW, schedule), "above", 5.0)
             for schedule, name in SCHEDULES.items()
         ),
-        _norms("(6) untied, blind: norm with warm-up / without", (UNTIED_BLIND, WARMED), (UNTIED_BLIND, HIGH), "below"),
-        Estimand(
-            quantity="(7) untied, blind: CE at 1e-3 - at 3e-3, nats",
-            estimate=loss_difference((UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, HIGH)),
-            side="below",
-            bound=0.0,
-            geometric=False,
-        ),
+        norms("(6) untied, blind: norm with warm-up / without", (UNTIED_BLIND, WARMED), (UNTIED_BLIND, HIGH), "below"),
+        losses("(7) untied, blind: CE at 1e-3 - at 3e-3, nats", (UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, HIGH), "below"),
         InEveryRun(
             quantity="(8) blind runs at 1e-3 and above: largest common fraction",
             cells=[(blind, schedule) for blind in (TIED_BLIND, UNTIED_BLIND) for schedule in (MIDDLE, HIGH, WARMED)],
             column="most_common",
             bound=0.99,
         ),
-        _norms("tied, blind: norm with warm-up / without", (TIED_BLIND, WARMED), (TIED_BLIND, HIGH)),
-        _norms("untied, blind: norm at 1e-3 / at 3e-4", (UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, LOW)),
-        _norms("untied, raw: norm at 1e-3 / at 3e-4", (UNTIED_RAW, MIDDLE), (UNTIED_RAW, LOW)),
-        _norms("tied, blind: norm at 1e-3 / at 3e-4", (TIED_BLIND, MIDDLE), (TIED_BLIND, LOW)),
+        norms("tied, blind: norm with warm-up / without", (TIED_BLIND, WARMED), (TIED_BLIND, HIGH)),
+        norms("untied, blind: norm at 1e-3 / at 3e-4", (UNTIED_BLIND, MIDDLE), (UNTIED_BLIND, LOW)),
+        norms("untied, raw: norm at 1e-3 / at 3e-4", (UNTIED_RAW, MIDDLE), (UNTIED_RAW, LOW)),
+        norms("tied, blind: norm at 1e-3 / at 3e-4", (TIED_BLIND, MIDDLE), (TIED_BLIND, LOW)),
         *(
-            Estimand(
-                quantity=f"untied, at {name}: CE, blind - raw, nats",
-                estimate=_cost_of_blindness(schedule),
-                geometric=False,
-            )
+            losses(f"untied, at {name}: CE, blind - raw, nats", (UNTIED_BLIND, schedule), (UNTIED_RAW, schedule))
             for schedule, name in SCHEDULES.items()
         ),
         Estimand(

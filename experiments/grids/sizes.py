@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_sizes
-from experiments.grids.design import Estimand, Estimate, Grid, Setting, column_of, loss_difference, norm_quotient
+from experiments.grids.design import Estimand, Estimate, Grid, Setting, column_of, losses, norm_quotient
 from experiments.grids.rates import PAIRS
 
 UNTIED = "untied, small"
@@ -59,11 +59,6 @@ def _raw_quotient(runs: pd.DataFrame) -> "pd.Series[float]":
     return wide / narrow
 
 
-def _cost(setting: Setting, name: str) -> Estimand:
-    cost = loss_difference((BLIND, setting), (RAW, setting))
-    return Estimand(quantity=f"{name}: CE, blind - raw, nats", estimate=cost, geometric=False)
-
-
 def _draw(out: Path, runs: pd.DataFrame, _: pd.DataFrame, looks: dict[str, Look]) -> None:
     draw_sizes(out / "sizes.png", runs, looks)
 
@@ -93,7 +88,7 @@ SIZE_GRID = Grid(
         _limit("(8) at 1e-3: C at width 512", WIDE, "above"),
         *_between("(9) at rate x width 0.128: C at width 512 / at 64", WIDE_LOW, LOW[1]),
         _limit("(10) at rate x width 0.128: C at width 512", WIDE_LOW, "below"),
-        *(_cost(setting, name) for setting, name in SIZES.items()),
+        *(losses(f"{name}: CE, blind - raw, nats", (BLIND, size), (RAW, size)) for size, name in SIZES.items()),
     ),
     draw=_draw,
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.measure.attribution import read_snapshots
 from experiments.measure.context import Context
+from loopsight.common_vector import common_vector
 
 WINDOWS = 16
 OWN_TOKEN = ["step", "embedding_left", "centred_left", "norm_ratio", "own_logit"]
@@ -52,4 +53,4 @@ def _total(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _centred(a: Tensor) -> Tensor:
-    return a - a.flatten(0, -2).mean(0)
+    return a - common_vector(a)

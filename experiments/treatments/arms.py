@@ -79,13 +79,13 @@ def apply(model: LoopedLM, supervision: Supervision, remedy: Remedy) -> Supervis
         case "raw readout" | "final-only norm":
             last_too = remedy.name == "raw readout"
             model.readout_features = SeeingReadout(model.readout_features, setting, last_too=last_too)  # type: ignore[assignment]
-        case "raw readout, scale detached":
+        case name if name == DETACHED:
             model.readout_features = SeeingReadout(model.readout_features, setting, last_too=True, detached=True)  # type: ignore[assignment]
-        case "rescaled embedding":
+        case name if name == RESCALED:
             model.embedding_dropout = Entrance(
                 partial(remedies.rms_normalised, target=setting), model.embedding_dropout
             )  # type: ignore[assignment]
-        case "between-loop norm" | "between-loop norm at h_0's size":
+        case name if name in ("between-loop norm", AT_ENTRY):
             model.between = Entrance(partial(remedies.rms_normalised, target=setting), model.between)
         case "damping":
             model.between = Entrance(partial(torch.mul, setting), model.between)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from experiments.comparison import require_comparable
 from experiments.errors import UsageError
-from experiments.expectations import as_dicts
+from experiments.expectations import Side, as_dicts
 from experiments.figures import draw_remedies
 from experiments.files import atomic_path, write_json
 from experiments.grids.design import Estimand, Estimate
@@ -26,6 +26,7 @@ from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, NONE, RESC
 TIED, UNTIED = "scale_invariant", "untied_small_init_scale_invariant"
 REMEDIES = ("norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping")
 SEEING = ("raw readout", "final-only norm")
+AFTER = "l2_norm_after"
 NOTE = (
     "Norm: mean L2 norm of the state after the last loop, CE: its cross-entropy, both on held-out tokens; before: when "
     "the remedy was chosen, at once: under it, weights as they were; after: at the end of training. Setting: the "
@@ -86,20 +87,12 @@ def _column(arms: pd.DataFrame, variant: str, remedy: str, column: str) -> "pd.S
 
 def _growth(remedy: str, variant: str) -> Estimate:
     """Norm after over norm before."""
-
-    def estimate(arms: pd.DataFrame) -> "pd.Series[float]":
-        return _column(arms, variant, remedy, "l2_norm_after") / _column(arms, variant, remedy, "l2_norm_before")
-
-    return estimate
+    return lambda arms: _column(arms, variant, remedy, AFTER) / _column(arms, variant, remedy, "l2_norm_before")
 
 
 def _against(other: str, remedy: str, variant: str) -> Estimate:
     """Norm after over that of another arm."""
-
-    def estimate(arms: pd.DataFrame) -> "pd.Series[float]":
-        return _column(arms, variant, remedy, "l2_norm_after") / _column(arms, variant, other, "l2_norm_after")
-
-    return estimate
+    return lambda arms: _column(arms, variant, remedy, AFTER) / _column(arms, variant, other, AFTER)
 
 
 _against_none = partial(_against, NONE)
@@ -107,12 +100,14 @@ _against_none = partial(_against, NONE)
 
 def _cost(remedy: str, variant: str) -> Estimate:
     """Cross-entropy after less that of the arm without a remedy, nats."""
+    loss = "cross_entropy_after"
+    return lambda arms: _column(arms, variant, remedy, loss) - _column(arms, variant, NONE, loss)
 
-    def estimate(arms: pd.DataFrame) -> "pd.Series[float]":
-        with_it, without = (_column(arms, variant, arm, "cross_entropy_after") for arm in (remedy, NONE))
-        return with_it - without
 
-    return estimate
+def _cost_of(prefix: str, variant: str, arm: str, side: Side | None = None) -> Estimand:
+    """That cost, seen from 0."""
+    quantity = f"{prefix}{variant}, {arm}: CE after - without, nats"
+    return Estimand(quantity=quantity, estimate=_cost(arm, variant), side=side, bound=0.0, geometric=False)
 
 
 def _of_both(quantity: str, estimate: Callable[[str], Estimate], **prediction: Any) -> list[Estimand]:
@@ -129,13 +124,7 @@ JUDGEMENTS = (
         _of_both(f"(3) {{}}, {remedy}: norm after / before", partial(_growth, remedy), side="below")
         for remedy in SEEING
     ),
-    Estimand(
-        quantity=f"(4) {UNTIED}, raw readout: CE after - without, nats",
-        estimate=_cost("raw readout", UNTIED),
-        side="below",
-        bound=0.0,
-        geometric=False,
-    ),
+    _cost_of("(4) ", UNTIED, "raw readout", "below"),
     *_of_both(
         "(5) {}, norm penalty: CE after - without, nats",
         partial(_cost, "norm penalty"),
@@ -153,42 +142,20 @@ JUDGEMENTS = (
         estimate=_against_none(AT_ENTRY, TIED),
         side="below",
     ),
-    Estimand(
-        quantity=f"(8) {UNTIED}, {RESCALED}: CE after - without, nats",
-        estimate=_cost(RESCALED, UNTIED),
-        side="below",
-        bound=0.0,
-        geometric=False,
-    ),
+    _cost_of("(8) ", UNTIED, RESCALED, "below"),
     *_of_both(
         "(9) {}, raw readout: norm after / with the scale detached",
         partial(_against, DETACHED, "raw readout"),
         side="below",
     ),
-    Estimand(
-        quantity=f"(10) {TIED}, {DETACHED}: CE after - without, nats",
-        estimate=_cost(DETACHED, TIED),
-        side="below",
-        bound=0.0,
-        geometric=False,
-    ),
-    Estimand(
-        quantity=f"(10) {UNTIED}, {DETACHED}: CE after - without, nats",
-        estimate=_cost(DETACHED, UNTIED),
-        side="above",
-        bound=0.0,
-        geometric=False,
-    ),
+    _cost_of("(10) ", TIED, DETACHED, "below"),
+    _cost_of("(10) ", UNTIED, DETACHED, "above"),
     *chain.from_iterable(
         _of_both(f"{{}}, {remedy}: norm after / before", partial(_growth, remedy))
         for remedy in REMEDIES
         if remedy not in SEEING
     ),
-    Estimand(
-        quantity=f"{TIED}, raw readout: CE after - without, nats",
-        estimate=_cost("raw readout", TIED),
-        geometric=False,
-    ),
+    _cost_of("", TIED, "raw readout"),
     *chain.from_iterable(
         _of_both(f"{{}}, {remedy}: CE after - without, nats", partial(_cost, remedy), geometric=False)
         for remedy in ("final-only norm", "between-loop norm", "damping")
@@ -196,11 +163,7 @@ JUDGEMENTS = (
     Estimand(quantity=f"{UNTIED}, {RESCALED}: norm after / without", estimate=_against_none(RESCALED, UNTIED)),
     Estimand(quantity=f"{UNTIED}, {AT_ENTRY}: norm after / without", estimate=_against_none(AT_ENTRY, UNTIED)),
     *_of_both(f"{{}}, {DETACHED}: norm after / without", partial(_against_none, DETACHED)),
-    Estimand(
-        quantity=f"{TIED}, {RESCALED}: CE after - without, nats",
-        estimate=_cost(RESCALED, TIED),
-        geometric=False,
-    ),
+    _cost_of("", TIED, RESCALED),
     *_of_both(f"{{}}, {AT_ENTRY}: CE after - without, nats", partial(_cost, AT_ENTRY), geometric=False),
 )
 """What was predicted, by number, and what was not."""
