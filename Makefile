@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench contrast long rates sizes multipliers remedies sweep factorial theory clean
+.PHONY: help run test notebooks lint format bench contrast long rates sizes multipliers momenta remedies sweep factorial theory clean
 
 SEEDS := 0 1 2
 
@@ -31,6 +31,7 @@ help:
 	@echo "make rates      two pairs of variants at three learning rates and with warm-up, into results/rates (an hour or two)"
 	@echo "make sizes      the untied pair at other widths and depths, into results/sizes (four to six hours)"
 	@echo "make multipliers  two N(0, 1) pairs with their embeddings multiplied, into results/multipliers (an hour or two)"
+	@echo "make momenta    the same pairs with less momentum, into results/momenta (an hour or less)"
 	@echo "make remedies   blind models trained on with each remedy that their audits name, into results/remedies (an hour)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
@@ -112,6 +113,13 @@ multipliers: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/multipliers/0.25,--steps 200 --learning-rate 1e-3 --embedding-multiplier 0.25)
 	$(call train,$(PAIRS),runs/multipliers/0.0625,--steps 200 --learning-rate 1e-3 --embedding-multiplier 0.0625)
 	$(BIN)/python experiments/grid.py multipliers runs/multipliers
+
+momenta: SEEDS := 3 4 5
+momenta: PAIRS := scale_invariant scale_visible untied_scale_invariant untied_scale_visible
+momenta: $(VENV)/.installed
+	$(call train,$(PAIRS),runs/momenta/0,--steps 200 --learning-rate 1e-3 --momentum 0)
+	$(call train,$(PAIRS),runs/momenta/0.5,--steps 200 --learning-rate 1e-3 --momentum 0.5)
+	$(BIN)/python experiments/grid.py momenta runs/momenta results/multipliers
 
 remedies: $(VENV)/.installed
 	$(BIN)/python experiments/remedies.py

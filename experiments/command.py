@@ -76,6 +76,8 @@ class Arguments:
     optimiser: Optimiser | None = None
     """adamw (the paper), sgd with momentum, or muon for the matrices of the stack and AdamW for the rest; the
     preset's when not given (adamw)."""
+    momentum: float | None = None
+    """Of SGD, and AdamW's beta1; the preset's when not given (0.9)."""
     schedule: Literal["constant", "cosine"] | None = None
     """Learning rate after warm-up; the preset's when not given (constant)."""
     warmup_steps: int | None = None
@@ -197,6 +199,7 @@ FROM_PRESET = (
     "micro_batches",
     "learning_rate",
     "optimiser",
+    "momentum",
     "schedule",
     "warmup_steps",
     "weight_decay",

@@ -1,6 +1,6 @@
 """The resolved configuration of one run: everything about it that can be chosen, and nothing else.
 
-What cannot be chosen (momentum, betas, the stride of training windows) stands in `experiments.training`.
+What cannot be chosen (AdamW's beta2, the stride of training windows) stands in `experiments.training`.
 """
 
 import json
@@ -25,8 +25,9 @@ class TrainingConfig:
         steps: optimiser steps.
         batch_size: sequences a step.
         micro_batches: parts a batch is cut into, gradients accumulated; less memory, the same result up to rounding.
-        optimiser: `adamw` (the paper), `sgd` with momentum 0.9, or `muon` for the matrices of the stack with AdamW for
+        optimiser: `adamw` (the paper), `sgd` with momentum, or `muon` for the matrices of the stack with AdamW for
             the rest.
+        momentum: of SGD, and AdamW's beta1; Muon's own is torch's.
         learning_rate: after warm-up.
         schedule: `constant` (the paper) or `cosine` to zero, which it would reach one step after the last.
         warmup_steps: steps of linear warm-up.
@@ -39,6 +40,7 @@ class TrainingConfig:
     batch_size: int
     micro_batches: int = 1
     optimiser: Optimiser = "adamw"
+    momentum: float = 0.9
     learning_rate: float = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
@@ -54,6 +56,8 @@ class TrainingConfig:
             raise ValueError(f"micro_batches={self.micro_batches} must divide batch_size={self.batch_size}.")
         if self.optimiser not in get_args(Optimiser):
             raise ValueError(f"unknown optimiser '{self.optimiser}'; known: {', '.join(get_args(Optimiser))}.")
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}.")
         for name in ("learning_rate", "clip_norm"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}.")

@@ -174,20 +174,52 @@ def draw_sizes(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
         runs: one row a run: `variant`, `seed`, `learning_rate`, `d_model`, `num_layers`, `l2_norm`.
         looks: of every variant.
     """
-    rows = runs.assign(
-        product=runs["learning_rate"] * runs["d_model"],
-        rms=runs["l2_norm"] / runs["d_model"] ** 0.5,
-        size=[f"width {d}, {n} layers" for d, n in zip(runs["d_model"], runs["num_layers"], strict=True)],
+    rows = runs.sort_values(["num_layers", "d_model"])
+    rows = rows.assign(
+        product=rows["learning_rate"] * rows["d_model"],
+        rms=rows["l2_norm"] / rows["d_model"] ** 0.5,
+        line=[f"width {d}, {n} layers" for d, n in zip(rows["d_model"], rows["num_layers"], strict=True)],
     )
-    sizes = rows.sort_values(["num_layers", "d_model"])["size"].unique()
-    sized = dict(zip(sizes, sns.color_palette("viridis", len(sizes)).as_hex(), strict=True))
+
+    def finish(axes: Axes) -> None:
+        axes.set(xlabel="learning rate x width", ylabel="RMS after the last loop", xscale="log")
+
+    _draw_by_variant(path, rows, "product", "rms", looks, finish)
+
+
+def draw_momenta(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Norm of the last loop's state at the kept steps of training: a panel a variant, a line a momentum, with 95 %
+    intervals over seeds.
+
+    Args:
+        path: PNG to write.
+        common: one row a run and step: `variant`, `seed`, `step`, `momentum`, `l2_norm`; steps from 1.
+        looks: of every variant.
+    """
+    rows = common.sort_values("momentum")
+    rows = rows.assign(line=[f"momentum {momentum:g}" for momentum in rows["momentum"]])
+
+    def finish(axes: Axes) -> None:
+        _step_axis(axes)
+        axes.set(ylabel="mean L2 norm after the last loop")
+
+    _draw_by_variant(path, rows, "step", "l2_norm", looks, finish)
+
+
+def _draw_by_variant(
+    path: Path, rows: pd.DataFrame, x: str, y: str, looks: dict[str, Look], finish: Callable[[Axes], object]
+) -> None:
+    """A panel a variant; in each a line for every `line` of the rows, in their order."""
+    names = rows["line"].unique()
+    colours = dict(zip(names, sns.color_palette("viridis", len(names)).as_hex(), strict=True))
     with sns.axes_style("whitegrid"):
         figure, grid = plt.subplots(1, len(looks), figsize=(4.5 * len(looks), 4.1), layout="constrained", sharey=True)
         for axes, (variant, look) in zip(np.atleast_1d(grid), looks.items(), strict=True):
-            of_variant = rows[rows["variant"] == variant].assign(variant=lambda frame: frame["size"])
-            styles = {size: replace(look, colour=colour, dashes="") for size, colour in sized.items()}
-            lines(axes, of_variant, "product", "rms", styles)
-            axes.set(title=variant, xlabel="learning rate x width", ylabel="RMS after the last loop", xscale="log")
+            of_variant = rows[rows["variant"] == variant].assign(variant=lambda frame: frame["line"])
+            styles = {name: replace(look, colour=colour, dashes="") for name, colour in colours.items()}
+            lines(axes, of_variant, x, y, styles)
+            axes.set(title=variant)
+            finish(axes)
         shared_legend(figure, 3)
         plain_ticks(figure)
         _write(path, figure)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.config import RunConfig
+from experiments.config import TRAINING_PRESETS, RunConfig
 from models import PRESETS
 
 
@@ -26,7 +26,7 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         f"{_by_counting(counted) if len(counted) == len(summaries) else ''}"
         f"{size_name(configs)} ({_parameters(summaries)}), "
         f"{training['steps']} steps of {training['batch_size']} x {first['config']['model']['context']} tokens, "
-        f"{_learning_rates(summaries)}, seeds "
+        f"{_of_training(configs)}, seeds "
         f"{', '.join(map(str, sorted({summary['seed'] for summary in summaries})))}. {corpus['note'] or ''} "
         f"Made {' to '.join(dates[:1] + dates[1:][-1:])} on {all_of(_machine)}, "
         f"{all_of(lambda s: str(s['torch_threads']))} thread(s), Python {all_of(lambda s: s['python'])}, torch "
@@ -54,9 +54,15 @@ def size_name(configs: Sequence[RunConfig]) -> str:
     return f"Preset {preset}{' with ' if others else ''}{' and '.join(others)}"
 
 
-def _learning_rates(summaries: Sequence[dict[str, Any]]) -> str:
-    rates = sorted({summary["config"]["training"]["learning_rate"] for summary in summaries})
-    return f"learning rate{'s' * (len(rates) > 1)} {', '.join(f'{rate:g}' for rate in rates)}"
+def _of_training(configs: Sequence[RunConfig]) -> str:
+    """Learning rates, and momenta where the runs have others than the preset's."""
+    rates, momenta = (
+        sorted({getattr(config.training, name) for config in configs}) for name in ("learning_rate", "momentum")
+    )
+    text = f"learning rate{'s' * (len(rates) > 1)} {', '.join(f'{rate:g}' for rate in rates)}"
+    if momenta == [TRAINING_PRESETS[configs[0].preset].momentum]:
+        return text
+    return f"{text}, momentum {', '.join(f'{momentum:g}' for momentum in momenta)}"
 
 
 def _by_counting(counted: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from experiments.comparison import judged
-from experiments.config import RunConfig
+from experiments.config import TRAINING_PRESETS, RunConfig
 from experiments.curves import Look
 from experiments.expectations import Row, Side, Verdict
 from experiments.measure.statistics import geometric_interval, t_interval
@@ -23,6 +23,7 @@ class Setting(NamedTuple):
     d_model: int = PRESETS["cpu"].d_model
     num_layers: int = PRESETS["cpu"].num_layers
     embedding_multiplier: float = PRESETS["cpu"].embedding_multiplier
+    momentum: float = TRAINING_PRESETS["cpu"].momentum
 
 
 Cell = tuple[str, Setting]
@@ -40,6 +41,7 @@ def setting_of(summary: dict[str, Any]) -> Setting:
         model.d_model,
         model.num_layers,
         model.embedding_multiplier,
+        training.momentum,
     )
 
 
@@ -52,9 +54,9 @@ def column_of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Se
     return runs[chosen].set_index("seed")[column]
 
 
-def norm_quotient(above: Cell, below: Cell) -> Estimate:
-    """One cell's final norm over another's, seed by seed."""
-    return lambda runs: column_of(runs, above) / column_of(runs, below)
+def norm_quotient(above: Cell, below: Cell, column: str = "l2_norm") -> Estimate:
+    """One cell's final norm, or another column, over another cell's, seed by seed."""
+    return lambda runs: column_of(runs, above, column) / column_of(runs, below, column)
 
 
 def loss_difference(first: Cell, second: Cell) -> Estimate:
@@ -88,9 +90,11 @@ class Estimand:
         return judged(self.quantity, values, interval, self.side, self.bound)
 
 
-def norms(quantity: str, above: Cell, below: Cell, side: Side | None = None, bound: float = 1.0) -> Estimand:
-    """The quotient of two cells' final norms."""
-    return Estimand(quantity=quantity, estimate=norm_quotient(above, below), side=side, bound=bound)
+def norms(
+    quantity: str, above: Cell, below: Cell, side: Side | None = None, bound: float = 1.0, column: str = "l2_norm"
+) -> Estimand:
+    """The quotient of two cells' final norms, or of another column."""
+    return Estimand(quantity=quantity, estimate=norm_quotient(above, below, column), side=side, bound=bound)
 
 
 def losses(quantity: str, first: Cell, second: Cell, side: Side | None = None) -> Estimand:

@@ -7,7 +7,6 @@ import pytest
 
 from experiments.config import TRAINING_PRESETS
 from experiments.factorial import DECAYS, EMBEDDINGS, FACTORIAL, FACTORS, cell, levels_of
-from experiments.training.optimiser import SGD_MOMENTUM
 from experiments.variants import find, select
 from models import PRESETS, LoopedLM
 
@@ -43,9 +42,9 @@ def test_a_cell_is_what_its_name_says(name):
     assert model.config.embedding_std == EMBEDDINGS[levels["embeddings"]]
     assert (model.position_embedding is None) == (levels["position"] == "rotary")
     if levels["optimiser"] == "sgd":  # the same decay a step as AdamW's, at the preset's rate
-        rate = TRAINING_PRESETS["cpu"].learning_rate
-        step = variant.training["learning_rate"] * variant.training["weight_decay"] / (1.0 - SGD_MOMENTUM)
-        assert step == pytest.approx(rate * DECAYS[levels["decay"]])
+        preset = TRAINING_PRESETS["cpu"]
+        step = variant.training["learning_rate"] * variant.training["weight_decay"] / (1.0 - preset.momentum)
+        assert step == pytest.approx(preset.learning_rate * DECAYS[levels["decay"]])
     else:
         assert variant.training["weight_decay"] == DECAYS[levels["decay"]]
     assert variant.training.get("optimiser", "adamw") == levels["optimiser"]

@@ -25,7 +25,11 @@ def summary_of(variant: str, setting: Setting, seed: int, norm: float, loss: flo
         model=find(variant).model_config(size),
         supervision=find(variant).supervision,
         training=TrainingConfig(
-            steps=200, batch_size=4, learning_rate=setting.learning_rate, warmup_steps=setting.warmup_steps
+            steps=200,
+            batch_size=4,
+            learning_rate=setting.learning_rate,
+            warmup_steps=setting.warmup_steps,
+            momentum=setting.momentum,
         ),
         corpus=CorpusConfig(data="synthetic"),
         corpus_key="k",
