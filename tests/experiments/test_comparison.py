@@ -190,6 +190,15 @@ def test_a_size_that_is_not_the_preset_s_is_named():
     assert f"Preset tiny with embedding_multiplier 0.25, 1, 4 ({least:,} parameters in" in provenance(runs)
 
 
+def test_a_momentum_that_is_not_the_preset_s_is_named():
+    runs = [summary("scale_visible", seed, 1.0) for seed in range(2)]
+    assert "learning rate 0.1, seeds 0, 1" in provenance(runs)
+    runs[1]["config"]["training"]["momentum"] = 0.5
+    assert "learning rate 0.1, momentum 0.5, 0.9, seeds 0, 1" in provenance(runs)
+    runs[0]["config"]["training"] |= {"momentum": 0.5, "learning_rate": 0.2}
+    assert "learning rates 0.1, 0.2, momentum 0.5, seeds 0, 1" in provenance(runs)
+
+
 def test_what_ran_on_a_gpu_names_the_gpu_and_not_its_host():
     gpu = summary("scale_visible", 0, 1.0)
     gpu["sessions"][0] |= {"device": "NVIDIA H200", "date": "2026-01-03T00:00:00"}

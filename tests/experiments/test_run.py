@@ -257,11 +257,18 @@ def test_another_configuration_names_what_differs(sweep, cache, inside):
 
 def test_what_is_not_given_is_the_presets_and_what_is_given_is_not(monkeypatch):
     preset = TrainingConfig(
-        steps=9, batch_size=3, optimiser="sgd", schedule="cosine", warmup_steps=2, weight_decay=0.1, recompute=True
+        steps=9,
+        batch_size=3,
+        optimiser="sgd",
+        momentum=0.5,
+        schedule="cosine",
+        warmup_steps=2,
+        weight_decay=0.1,
+        recompute=True,
     )
     monkeypatch.setitem(TRAINING_PRESETS, "tiny", preset)
     assert command._training(command.Arguments(variant="all", preset="tiny"), ()) == preset
-    given = {"optimiser": "muon", "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0}
+    given = {"optimiser": "muon", "momentum": 0.0, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0}
     arguments = command.Arguments(variant="all", preset="tiny", **given)
     assert command._training(arguments, ()) == replace(preset, **given)
 

@@ -9,11 +9,12 @@ import pytest
 
 from experiments.grids import GRIDS
 from experiments.grids.design import Setting
-from experiments.grids.rates import RATES as RATES_GRID
 from experiments.grids.rates import TIED_BLIND
 from experiments.readme import ROOT, section
 
 RATES = ROOT / "results" / "rates"
+USED_AGAIN = {"sizes": ("rates", {Setting(1e-3), Setting(3e-3)}), "momenta": ("multipliers", {Setting(1e-3)})}
+"""By grid: another one, and what settings are taken from its runs."""
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,7 @@ def undrawn(monkeypatch):
         monkeypatch.setattr(f"experiments.grids.rates.{name}", lambda *_: None)
     monkeypatch.setattr("experiments.grids.sizes.draw_sizes", lambda *_: None)
     monkeypatch.setattr("experiments.grids.multipliers.draw_over", lambda *_: None)
+    monkeypatch.setattr("experiments.grids.momenta.draw_momenta", lambda *_: None)
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def compare(inside, readme, cache):
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_readme_has_what_the_command_makes_of_the_packed_runs(name, compare, readme, tmp_path):
-    places = [ROOT / "results" / name, *([RATES] if name == "sizes" else [])]
-    done = compare(name, *places, results=tmp_path / "out")
+    places = [name, *(USED_AGAIN[name][:1] if name in USED_AGAIN else ())]
+    done = compare(name, *(ROOT / "results" / place for place in places), results=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     committed = ROOT / "results" / name
     for file in (f"{name}.md", "runs.csv", "common.csv", "claims.json"):
@@ -123,8 +125,10 @@ def test_the_makefile_trains_the_cells(name):
     trained = [line for line in recipe.splitlines() if "$(call train" in line]
     found = {Setting(*(read(line) for read in OPTIONS)) for line in trained}
     assert len(found) == len(trained) and all("--steps 200 " in line for line in trained)
-    used_again = {"sizes": {Setting(1e-3), Setting(3e-3)}}.get(name, set())
-    assert used_again <= RATES_GRID.settings.keys() and not used_again & found
+    other, used_again = USED_AGAIN.get(name, (name, set()))
+    assert used_again <= GRIDS[other].settings.keys() and not used_again & found
+    variants_of = {grid: {variant for pair in GRIDS[grid].pairs.values() for variant in pair} for grid in (name, other)}
+    assert variants_of[name] <= variants_of[other]
     assert found | used_again == GRIDS[name].settings.keys()
     variants = re.search(rf"^{name}: PAIRS := (.*)$", text, re.MULTILINE)[1].split()
     assert variants == [variant for pair in GRIDS[name].pairs.values() for variant in pair]

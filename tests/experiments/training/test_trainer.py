@@ -167,6 +167,15 @@ def test_every_parameter_decays_by_what_was_asked(optimiser, make_config, execut
         assert groups[0]["adjust_lr_fn"] == "match_rms_adamw"
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "muon"])
+def test_momentum_is_adamws_beta1_and_that_of_sgd(optimiser, make_config, execution):
+    config = make_config(optimiser=optimiser, momentum=0.25)
+    *others, last = build_optimisers(build_model(config, execution.device), config.training)
+    (group,) = last.param_groups
+    assert group["momentum"] == 0.25 if optimiser == "sgd" else group["betas"] == (0.25, 0.999)
+    assert [made.param_groups[0]["momentum"] for made in others] == [0.95] * (optimiser == "muon")
+
+
 def test_variants_of_one_seed_start_from_the_same_weights(make_config):
     cpu = torch.device("cpu")
     raw, normed = (build_model(make_config(v), cpu).state_dict() for v in ("scale_visible", "scale_invariant"))
@@ -192,6 +201,9 @@ def test_learning_rate_schedule():
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"weight_decay": float("nan")}, "weight_decay must be finite"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, "momentum must lie in"),
+        ({"momentum": float("nan")}, "momentum must lie in"),
         ({"warmup_steps": 10}, "warmup_steps must"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
     ],
