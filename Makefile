@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help run test notebooks lint format bench contrast long rates sizes multipliers momenta remedies sweep factorial theory clean
+.PHONY: help run test notebooks lint format bench contrast long rates sizes multipliers momenta placements remedies sweep factorial theory clean
 
 SEEDS := 0 1 2
 
@@ -32,6 +32,7 @@ help:
 	@echo "make sizes      the untied pair at other widths and depths, into results/sizes (four to six hours)"
 	@echo "make multipliers  two N(0, 1) pairs with their embeddings multiplied, into results/multipliers (an hour or two)"
 	@echo "make momenta    the same pairs with less momentum, into results/momenta (an hour or less)"
+	@echo "make placements the same pairs with a loss after the first or last loop alone, into results/placements (an hour)"
 	@echo "make remedies   blind models trained on with each remedy that their audits name, into results/remedies (an hour)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
@@ -120,6 +121,14 @@ momenta: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/momenta/0,--steps 200 --learning-rate 1e-3 --momentum 0)
 	$(call train,$(PAIRS),runs/momenta/0.5,--steps 200 --learning-rate 1e-3 --momentum 0.5)
 	$(BIN)/python experiments/grid.py momenta runs/momenta results/multipliers
+
+placements: SEEDS := 3 4 5
+placements: PAIRS := scale_invariant scale_visible untied_scale_invariant untied_scale_visible
+placements: $(VENV)/.installed
+	$(call train,$(PAIRS),runs/placements/last,--steps 200 --learning-rate 1e-3 --loop-weights 0 0 0 1)
+	$(call train,$(PAIRS),runs/placements/first,--steps 200 --learning-rate 1e-3 --loop-weights 1 0 0 0)
+	$(call train,$(PAIRS),runs/placements/last-0,--steps 200 --learning-rate 1e-3 --momentum 0 --loop-weights 0 0 0 1)
+	$(BIN)/python experiments/grid.py placements runs/placements results/momenta results/multipliers
 
 remedies: $(VENV)/.installed
 	$(BIN)/python experiments/remedies.py

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.config import Optimiser, RunConfig, TrainingConfig, require_preset, resolve
+from experiments.config import Optimiser, RunConfig, TrainingConfig, require_preset, resolve, weighted
 from experiments.corpus import CorpusConfig, TokenCorpus, default_cache, prepare
 from experiments.device import choose_device, make_arithmetic_repeatable
 from experiments.errors import UsageError, require_at_least
@@ -42,6 +42,9 @@ class Arguments:
     """Layers of the shared stack; the preset's when not given."""
     embedding_multiplier: float | None = None
     """Factor on the embeddings where they enter the loops, not on a head tied to them; the preset's when not given."""
+    loop_weights: tuple[float, ...] | None = None
+    """Weight of each loop's cross-entropy, one number a loop, for variants with a loss after every loop; the same for
+    all, adding up to 1, when not given."""
     seeds: tuple[int, ...] = (0,)
     """One run a seed; the seed decides initial weights, data order and dropout."""
     out: Path = Path("runs")
@@ -99,6 +102,7 @@ def main() -> None:
     require_at_least(0, snapshots=arguments.snapshots)
     training = _training(arguments, variants)
     size = _size(arguments)
+    _require_weights(arguments.loop_weights, variants, size.num_loops)
     execution = Execution(
         device=choose_device(arguments.device),
         compile=arguments.compile,
@@ -131,6 +135,7 @@ def main() -> None:
                 corpus=corpus_config,
                 tokens=tokens,
                 size=size,
+                loop_weights=arguments.loop_weights,
             )
             summaries.append(_run_and_print(config, tokens, arguments, execution))
     if len(summaries) > 1 and arguments.variant != "factorial":  # its cells differ in training, too
@@ -233,6 +238,14 @@ def _size(arguments: Arguments) -> ModelConfig:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _require_weights(loop_weights: tuple[float, ...] | None, variants: Sequence[Variant], num_loops: int) -> None:
+    for variant in variants:
+        try:
+            weighted(variant.supervision, loop_weights).loop_weights(num_loops)
+        except ValueError as error:
+            raise UsageError(f"--loop-weights does not go with {variant.name}: {error}") from error
 
 
 def _snapshots(arguments: Arguments) -> int:

@@ -119,6 +119,7 @@ class RunConfig:
         names = ("d_model", "num_layers", "num_loops", "embedding_multiplier")
         size = {name: getattr(self.model, name) for name in names}
         settings = {"preset": self.preset, "corpus_key": self.corpus_key} | size | asdict(self.training)
+        settings["loop_weights"] = self.supervision.weights
         return tuple(value for name, value in settings.items() if name not in free)
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,6 +149,15 @@ class RunConfig:
         return cls(**(values | nested))
 
 
+def weighted(supervision: Supervision, loop_weights: tuple[float, ...] | None) -> Supervision:
+    """With these weights of the loops' losses; as it is when None.
+
+    Raises:
+        ValueError: what `Supervision` refuses.
+    """
+    return supervision if loop_weights is None else replace(supervision, weights=loop_weights)
+
+
 def resolve(
     *,
     variant: str,
@@ -157,16 +167,17 @@ def resolve(
     corpus: CorpusConfig,
     tokens: TokenCorpus,
     size: ModelConfig | None = None,
+    loop_weights: tuple[float, ...] | None = None,
 ) -> RunConfig:
-    """Put a variant on a size, the preset's when None; the vocabulary is the tokeniser's, which may be smaller than
-    asked for."""
+    """Put a variant on a size, the preset's when None, with its own weights of the loops' losses when None; the
+    vocabulary is the tokeniser's, which may be smaller than asked for."""
     chosen = find(variant)
     return RunConfig(
         variant=variant,
         preset=preset,
         seed=seed,
         model=chosen.model_config(replace(size or PRESETS[preset], vocab_size=tokens.vocab_size)),
-        supervision=chosen.supervision,
+        supervision=weighted(chosen.supervision, loop_weights),
         training=replace(training, **chosen.training),
         corpus=corpus,
         corpus_key=tokens.key,

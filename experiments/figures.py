@@ -187,23 +187,22 @@ def draw_sizes(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
     _draw_by_variant(path, rows, "product", "rms", looks, finish)
 
 
-def draw_momenta(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> None:
-    """Norm of the last loop's state at the kept steps of training: a panel a variant, a line a momentum, with 95 %
+def draw_courses(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> None:
+    """Norm of the last loop's state at the kept steps of training: a panel a variant, a line a setting, with 95 %
     intervals over seeds.
 
     Args:
         path: PNG to write.
-        common: one row a run and step: `variant`, `seed`, `step`, `momentum`, `l2_norm`; steps from 1.
+        common: one row a run and step: `variant`, `seed`, `step`, `l2_norm`, and `line`, the name of the setting, in
+            the order of the lines; steps from 1.
         looks: of every variant.
     """
-    rows = common.sort_values("momentum")
-    rows = rows.assign(line=[f"momentum {momentum:g}" for momentum in rows["momentum"]])
 
     def finish(axes: Axes) -> None:
         _step_axis(axes)
         axes.set(ylabel="mean L2 norm after the last loop")
 
-    _draw_by_variant(path, rows, "step", "l2_norm", looks, finish)
+    _draw_by_variant(path, common, "step", "l2_norm", looks, finish)
 
 
 def _draw_by_variant(

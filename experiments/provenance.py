@@ -55,14 +55,17 @@ def size_name(configs: Sequence[RunConfig]) -> str:
 
 
 def _of_training(configs: Sequence[RunConfig]) -> str:
-    """Learning rates, and momenta where the runs have others than the preset's."""
+    """Learning rates, and momenta and weights of the loops' losses where the runs have others than usual."""
     rates, momenta = (
         sorted({getattr(config.training, name) for config in configs}) for name in ("learning_rate", "momentum")
     )
+    weights = sorted({config.supervision.weights for config in configs if config.supervision.weights is not None})
     text = f"learning rate{'s' * (len(rates) > 1)} {', '.join(f'{rate:g}' for rate in rates)}"
-    if momenta == [TRAINING_PRESETS[configs[0].preset].momentum]:
-        return text
-    return f"{text}, momentum {', '.join(f'{momentum:g}' for momentum in momenta)}"
+    if momenta != [TRAINING_PRESETS[configs[0].preset].momentum]:
+        text += f", momentum {', '.join(f'{momentum:g}' for momentum in momenta)}"
+    if weights:
+        text += f", loop weights {', '.join(' '.join(f'{weight:g}' for weight in of) for of in weights)}"
+    return text
 
 
 def _by_counting(counted: Sequence[dict[str, Any]]) -> str:

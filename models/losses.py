@@ -38,6 +38,8 @@ class Supervision:
             raise ValueError(f"unknown placement '{self.placement}'; known: terminal, per_loop.")
         if self.weights is not None and (self.placement != "per_loop" or not all(map(math.isfinite, self.weights))):
             raise ValueError(f"weights belong to the placement 'per_loop' and must be finite, got {self}.")
+        if self.weights is not None and not any(self.weights):
+            raise ValueError(f"at least one weight must differ from zero, got {self}.")
         if self.norm_penalty is not None and not self.norm_penalty > 0.0:
             raise ValueError(f"norm_penalty must be positive, or None for no penalty; got {self.norm_penalty}.")
 

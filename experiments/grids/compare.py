@@ -81,15 +81,11 @@ def _require_kept_weights(summaries: Sequence[dict[str, Any]], common: pd.DataFr
 def _runs(grid: Grid, summaries: Sequence[dict[str, Any]], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row a run, in the order of settings and variants."""
     keys = list(identity(summaries[0]))
-    courses = (
-        tables["common"]
-        .sort_values("step")
-        .groupby(keys)
-        .agg(
-            largest_norm=("l2_norm", "max"),
-            most_common=("common_fraction", "max"),
-            last_common=("common_fraction", "last"),
-        )
+    common = tables["common"].sort_values("step").groupby(keys)
+    courses = common.agg(
+        largest_norm=("l2_norm", "max"),
+        most_common=("common_fraction", "max"),
+        last_common=("common_fraction", "last"),
     )
     rows = [
         identity(summary)
@@ -100,7 +96,8 @@ def _runs(grid: Grid, summaries: Sequence[dict[str, Any]], tables: Mapping[str, 
         for summary in summaries
     ]
     ends = [tables[table].groupby(keys)[list(columns)].last() for table, columns in grid.ends.items()]
-    of_runs = pd.concat([courses, *ends], axis=1)
+    others = [common.apply(of_course).rename(name) for name, of_course in grid.courses.items()]
+    of_runs = pd.concat([courses, *ends, *others], axis=1)
     return pd.DataFrame(rows).join(of_runs, on=keys).sort_values(keys, ignore_index=True)
 
 

@@ -24,6 +24,8 @@ class Setting(NamedTuple):
     num_layers: int = PRESETS["cpu"].num_layers
     embedding_multiplier: float = PRESETS["cpu"].embedding_multiplier
     momentum: float = TRAINING_PRESETS["cpu"].momentum
+    loop_weights: str = "equal"
+    """Of the loops' losses, as on the command line."""
 
 
 Cell = tuple[str, Setting]
@@ -34,7 +36,7 @@ Estimate = Callable[[pd.DataFrame], "pd.Series[float]"]
 def setting_of(summary: dict[str, Any]) -> Setting:
     """The setting of a run, from its summary."""
     config = RunConfig.from_dict(summary["config"])
-    training, model = config.training, config.model
+    training, model, weights = config.training, config.model, config.supervision.weights
     return Setting(
         training.learning_rate,
         training.warmup_steps,
@@ -42,6 +44,7 @@ def setting_of(summary: dict[str, Any]) -> Setting:
         model.num_layers,
         model.embedding_multiplier,
         training.momentum,
+        "equal" if weights is None else " ".join(f"{weight:g}" for weight in weights),
     )
 
 
@@ -146,6 +149,7 @@ class Grid:
         settings: setting to its name, in the order of the table.
         judgements: lines of the table of predictions.
         ends: table of a run to the columns of it whose last row belongs to what is told of the run.
+        courses: what else is told of a run: name to a function of its table `common`, in the order of the steps.
         draw: makes the figures in a folder, from one row a run, one row a run and kept step, and the looks of the
             variants.
     """
@@ -156,6 +160,7 @@ class Grid:
     judgements: Sequence[Estimand | InEveryRun]
     draw: Callable[[Path, pd.DataFrame, pd.DataFrame, dict[str, Look]], None]
     ends: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    courses: Mapping[str, Callable[[pd.DataFrame], float]] = field(default_factory=dict)
 
     def has(self, summary: dict[str, Any]) -> bool:
         """Whether a run is of one of the cells."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.curves import Look
-from experiments.figures import draw_momenta
+from experiments.figures import draw_courses
 from experiments.grids.design import Cell, Estimand, Grid, Setting, losses, norms
 from experiments.grids.multipliers import BLIND, ONE, RAW, TIED, UNTIED, UNTIED_BLIND, UNTIED_RAW
 
@@ -37,7 +37,9 @@ def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
 
 
 def _draw(out: Path, _: pd.DataFrame, common: pd.DataFrame, looks: dict[str, Look]) -> None:
-    draw_momenta(out / "momenta.png", common[common["step"] > 0], looks)
+    rows = common[common["step"] > 0].sort_values("momentum")
+    names = [f"momentum {momentum:g}" for momentum in rows["momentum"]]
+    draw_courses(out / "momenta.png", rows.assign(line=names), looks)
 
 
 MOMENTUM_GRID = Grid(

@@ -19,7 +19,7 @@ from loopsight.common_vector import common_derivative, common_fraction
 from models import LoopedLM
 
 WINDOWS = 16
-COMMON = ["step", "l2_norm", "common_fraction", "common_derivative"]
+COMMON = ["step", "l2_norm", "common_fraction", "common_derivative", "first_common_derivative"]
 
 
 def measure(context: Context) -> dict[str, pd.DataFrame]:
@@ -34,7 +34,7 @@ def measure(context: Context) -> dict[str, pd.DataFrame]:
 
 def common(model: LoopedLM, kept: Mapping[int, Parameters], windows: Int[Tensor, "windows length"]) -> pd.DataFrame:
     """At each snapshot, of h_K over all tokens: mean Euclidean norm, `common_fraction`, and `common_derivative` of the
-    last readout's cross-entropy (nats a token).
+    last readout's cross-entropy (nats a token); and that derivative of the first readout's, of h_1.
 
     Args:
         model: whose weights are replaced in a copy.
@@ -42,13 +42,15 @@ def common(model: LoopedLM, kept: Mapping[int, Parameters], windows: Int[Tensor,
         windows: of inputs and one target more.
     """
     model, num_loops, rows = copy.deepcopy(model), model.config.num_loops, []
-    loss = own_loss(model, windows[:, 1:], num_loops, num_loops)
     for step, weights in kept.items():
         model.load_state_dict(weights)
         with torch.no_grad():
-            last = model(windows[:, :-1], num_loops)[-1]
-        leaf = last.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
-        found = (last.norm(dim=-1).mean(), common_fraction(last), common_derivative(gradient, last))
+            states = model(windows[:, :-1], num_loops)
+        last, asked = states[-1], []
+        for loop in (num_loops, 1):
+            leaf = states[loop].clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(own_loss(model, windows[:, 1:], loop, num_loops)(leaf), leaf)
+            asked.append(common_derivative(gradient, states[loop]))
+        found = (last.norm(dim=-1).mean(), common_fraction(last), *asked)
         rows.append([step, *(value.item() for value in found)])
     return pd.DataFrame(rows, columns=COMMON)

@@ -1,0 +1,117 @@
+"""What a blind norm owes to where the loss is: after every loop, the last alone or the first alone, for two pairs.
+
+Every loop adds the same block's output, so that what the first loop's loss asks of the block is paid again by every
+later loop. Behind a blind readout nothing there objects. The account that is put to the test: where the norm goes on
+growing although the last loop's loss has stopped asking for a larger vector common to all tokens
+(`loopsight/common_vector.py`), the first loop's still asks; with a loss after the last loop alone, the norm stops
+where that loss stops asking, but for what momentum adds.
+
+The predictions (1) to (9) were made before any run with other weights than equal ones (LOG.md, 2026-11-30).
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.curves import Look
+from experiments.expectations import Side
+from experiments.figures import draw_courses
+from experiments.grids.design import Cell, Estimand, Grid, Setting, column_of, losses, norms
+from experiments.grids.momenta import LARGEST, NAMES, NONE, USUAL
+from experiments.grids.multipliers import BLIND, RAW, TIED, UNTIED, UNTIED_BLIND, UNTIED_RAW
+
+EVERY, EVERY_BARE = USUAL, NONE
+LAST, FIRST = EVERY._replace(loop_weights="0 0 0 1"), EVERY._replace(loop_weights="1 0 0 0")
+LAST_BARE = EVERY_BARE._replace(loop_weights=LAST.loop_weights)
+PLACEMENTS = {
+    EVERY: "every loop",
+    LAST: "last",
+    FIRST: "first",
+    EVERY_BARE: "every, no momentum",
+    LAST_BARE: "last, no momentum",
+}
+
+
+def _first_asks(course: pd.DataFrame) -> float:
+    """The first loop's derivative at the first kept step at which the last loop's is not negative; the start is left
+    out, where it can be either by chance."""
+    trained = course[course["step"] > 0]
+    no_longer = trained[trained["common_derivative"] >= 0]
+    return float("nan") if no_longer.empty else float(no_longer["first_common_derivative"].iloc[0])
+
+
+def _largest(quantity: str, above: Cell, below: Cell, side: Side, bound: float) -> Estimand:
+    """The quotient of two cells' largest norms."""
+    return norms(quantity, above, below, side, bound, LARGEST)
+
+
+def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
+    """The final norm with a loss after the last loop alone over that after every loop, put between one half and two."""
+    cells = (variant, LAST), (variant, EVERY)
+    return (
+        norms(f"({number}) {NAMES[variant]}: norm, last / every", *cells, "above", 0.5),
+        norms(f"({number}) the same, its upper bound", *cells, "below", 2.0),
+    )
+
+
+def _asks(number: int, variant: str) -> Estimand:
+    return Estimand(
+        quantity=f"({number}) {NAMES[variant]}, no momentum: asked by the first loop's loss when not by the last's",
+        estimate=lambda runs: column_of(runs, (variant, EVERY_BARE), "first_asks"),
+        side="below",
+        bound=0.0,
+        geometric=False,
+    )
+
+
+def _draw(out: Path, _: pd.DataFrame, common: pd.DataFrame, looks: dict[str, Look]) -> None:
+    names = [PLACEMENTS[Setting(*values)] for values in common[list(Setting._fields)].itertuples(index=False)]
+    rows = common.assign(line=pd.Categorical(names, list(PLACEMENTS.values())))
+    draw_courses(out / "placements.png", rows[rows["step"] > 0].sort_values("line"), looks)
+
+
+PLACEMENT_GRID = Grid(
+    pairs={TIED: (BLIND, RAW), UNTIED: (UNTIED_BLIND, UNTIED_RAW)},
+    heading="loss after",
+    settings=PLACEMENTS,
+    judgements=(
+        _largest(
+            "(1) untied, blind: largest norm, last / every", (UNTIED_BLIND, LAST), (UNTIED_BLIND, EVERY), "below", 0.75
+        ),
+        _largest(
+            "(2) untied, blind: largest norm, first / every", (UNTIED_BLIND, FIRST), (UNTIED_BLIND, EVERY), "above", 1.0
+        ),
+        _largest(
+            "(3) untied, blind, no momentum: largest norm, last / every",
+            (UNTIED_BLIND, LAST_BARE),
+            (UNTIED_BLIND, EVERY_BARE),
+            "below",
+            0.75,
+        ),
+        _largest("(4) tied, blind: largest norm, last / every", (BLIND, LAST), (BLIND, EVERY), "below", 1.0),
+        _largest("(5) tied, blind: largest norm, first / every", (BLIND, FIRST), (BLIND, EVERY), "above", 1.0),
+        _largest(
+            "(6) tied, blind, no momentum: largest norm, last / every",
+            (BLIND, LAST_BARE),
+            (BLIND, EVERY_BARE),
+            "below",
+            0.75,
+        ),
+        *_raw_norm(7, RAW),
+        *_raw_norm(8, UNTIED_RAW),
+        *(_asks(9, variant) for variant in (BLIND, UNTIED_BLIND)),
+        *(
+            norms(f"{name}: norm, {PLACEMENTS[setting]} / every", (variant, setting), (variant, EVERY))
+            for variant, name in NAMES.items()
+            for setting in (LAST, FIRST)
+            if (setting, variant) not in ((LAST, RAW), (LAST, UNTIED_RAW))
+        ),
+        *(
+            losses(f"{name}: CE, {PLACEMENTS[setting]} - every, nats", (variant, setting), (variant, EVERY))
+            for variant, name in NAMES.items()
+            for setting in (LAST, FIRST)
+        ),
+    ),
+    draw=_draw,
+    courses={"first_asks": _first_asks},
+)
