@@ -27,7 +27,7 @@ def from_json(kind: type[T], text: str) -> T:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -37,11 +37,13 @@ def _plain(value: Any) -> Any:
 def _typed(kind: Any, value: Any) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in get_args(kind):
+        if value is None:
             return None
         (inner,) = (option for option in get_args(kind) if option is not type(None))
         return _typed(inner, value)
     if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"expected a list, got {value!r}")
         return tuple(_typed(get_args(kind)[0], item) for item in value)
     if origin is Literal:
         if value not in get_args(kind):

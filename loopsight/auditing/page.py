@@ -80,15 +80,15 @@ def _norms(report: AuditReport) -> str:
 def _map(report: AuditReport) -> str:
     figure, axes = _axes()
     measured = [d for d in report.directions if math.isfinite(d.visibility) and math.isfinite(d.activity)]
-    for n, d in enumerate(measured):
-        x, y = max(d.visibility, FLOOR), max(d.activity, 1e-12)
+    xs = [max(d.visibility, FLOOR) for d in measured]
+    ys = [max(d.activity, 1e-12) for d in measured]
+    for n, (d, x, y) in enumerate(zip(measured, xs, ys, strict=True)):
         axes.plot([x], [y], "o", ms=9, color=COLOURS.get(d.verdict, OTHER))
         axes.annotate(d.name, (x, y), textcoords="offset points", xytext=(8, 6 + 12 * (n % 3)), fontsize=8)
     axes.axvline(1e-6, color="grey", lw=1, ls=":")
     axes.axhline(0.95, color="grey", lw=1, ls=":")
     axes.set(xscale="log", yscale="log", xlabel="visibility (1: as an isotropic direction)", ylabel="activity")
-    lowest = min((d.activity for d in measured), default=1.0)
-    axes.set(xlim=(FLOOR, 1e3), ylim=(max(lowest, 1e-12) / 10, 10 ** math.ceil(math.log10(20))))
+    axes.set(xlim=(FLOOR, 10 * max([100.0, *xs])), ylim=(min([1.0, *ys]) / 10, 10 * max([10.0, *ys])))
     return _svg(figure, f"Visibility and activity of the directions of {report.name}")
 
 

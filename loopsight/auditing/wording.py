@@ -128,9 +128,9 @@ def _growth(report: AuditReport) -> str:
         for p in g.low_precision
     )
     return (
-        f"Regime number {g.regime_number:.2g}: the large-norm regime {holds}.\n"
+        f"Regime number {g.regime_number:.2g}: the large-norm regime {holds}.\n\n"
         + table(("loops", "predicted norm", "bounds", "observed"), rows)
-        + f"\n{precision}"
+        + f"\n\n{precision}"
     )
 
 
