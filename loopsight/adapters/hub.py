@@ -41,8 +41,8 @@ def load_hf(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tup
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as cause:
-        raise _explained(name, None, cause, trust_remote_code) from cause
-    architectures = getattr(config, "architectures", None) or []
+        raise _explained(name, cause, trust_remote_code) from cause
+    architectures = config.architectures or []
     masked = not any(kind.endswith("CausalLM") for kind in architectures) and any(
         kind.endswith(("MaskedLM", "PreTraining")) for kind in architectures
     )
@@ -52,8 +52,8 @@ def load_hf(name_or_path: str | Path, *, trust_remote_code: bool = False) -> tup
             name, trust_remote_code=trust_remote_code, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except Exception as cause:
-        raise _explained(name, getattr(config, "model_type", None), cause, trust_remote_code) from cause
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+        raise _explained(name, cause, trust_remote_code) from cause
+    absent = sorted(info["missing_keys"])
     if absent:
         raise ValueError(f"{name} does not hold {absent[0]} ({len(absent)} such tensors): they would be random.")
     require_stored(model, stored_tensors(name))
@@ -72,7 +72,7 @@ def require_stored(model: nn.Module, stored: Iterator[tuple[str, Tensor]]) -> No
         if name in own and own[name].device.type != "meta":
             compared += 1
             here = own[name].detach().cpu()
-            if here.shape != tensor.shape or not torch.equal(here, tensor.to(here.dtype)):
+            if not torch.equal(here, tensor.to(here.dtype)):
                 raise ValueError(
                     f"{name} of the loaded {type(model).__name__} is not what its file holds: the weights were "
                     "changed or initialised again while loading; try another version of transformers."
@@ -103,12 +103,12 @@ def _transformers() -> Any:
         raise ValueError(f"models of the hub need transformers and safetensors: {INSTALL}.") from error
 
 
-def _explained(name: str, kind: str | None, cause: Exception, trusted: bool) -> ValueError:
+def _explained(name: str, cause: Exception, trusted: bool) -> ValueError:
     """One sentence for whatever loading raised; the cause stays attached."""
     said = " ".join(str(cause).split()) or type(cause).__name__
     if not trusted and "trust_remote_code" in said:
         return ValueError(f"{name} needs its own code to be run: pass trust_remote_code=True if you trust its authors.")
-    kind = kind or _stored_kind(name)
+    kind = _stored_kind(name)
     works = WORKS_WITH.get(kind or "")
     if works:
         return ValueError(
@@ -122,7 +122,7 @@ def _stored_kind(name: str) -> str | None:
     try:
         file = _transformers().utils.cached_file(name, "config.json", **OPTIONAL)
         return json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") if file else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 
