@@ -49,6 +49,19 @@ def test_rows_are_joined_in_order_to_documents_of_bounded_size(tmp_path: Path, m
     ]
 
 
+def test_a_document_has_ten_thousand_rows(tmp_path: Path) -> None:
+    source = read_hub(f"hf:{folder(tmp_path, train__txt='ab' + chr(10) * 10_001)}")
+    assert [len(d.text) for d in source.documents] == [10_002, 1]
+
+
+def test_the_configuration_is_described_and_one_that_is_not_there_refused(tmp_path: Path) -> None:
+    root = folder(tmp_path, train__txt="one")
+    assert read_hub(f"hf:{root}").description == f"Hugging Face dataset {root}"
+    assert read_hub(f"hf:{root}:default").description == f"Hugging Face dataset {root}, configuration default"
+    with pytest.raises(UsageError, match="cannot load .*other"):
+        read_hub(f"hf:{root}:other")
+
+
 def test_rows_that_end_in_a_newline_get_no_second_one(tmp_path: Path) -> None:
     root = folder(tmp_path, train__jsonl='{"text": "wiki \\n"}\n{"text": ""}\n{"text": "end"}\n')
     assert read_hub(f"hf:{root}").documents[0].text == "wiki \n\nend\n"
@@ -89,7 +102,7 @@ def test_malformed_names_are_refused(data: str) -> None:
 def test_only_the_papers_corpus_is_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_wikitext_103("hf:wikitext:wikitext-103-raw-v1")
     assert is_wikitext_103("hf:Salesforce/wikitext:wikitext-103-raw-v1")
-    for other in ("hf:wikitext:wikitext-2-raw-v1", "hf:wikitext", "wikitext-103-raw-v1", "stdlib"):
+    for other in ("hf:wikitext:wikitext-2-raw-v1", "hf:wikitext", "wikitext:wikitext-103-raw-v1", "stdlib"):
         assert not is_wikitext_103(other)
     folder(tmp_path, name="wikitext")
     monkeypatch.chdir(tmp_path)
