@@ -81,9 +81,16 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def finished_summaries(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The summaries of the finished runs in a folder, and the names of the unfinished ones."""
+    """The summaries of the finished runs in a folder, and the names of the unfinished ones.
+
+    Raises:
+        RunError: a summary is damaged or of another version, or its folder was renamed, so that nobody would find it.
+    """
     folders = sorted(path.parent for path in out.glob(f"*/{CONFIG}"))
     found = {folder.name: read_summary(folder) for folder in folders}
+    for name, summary in found.items():
+        if summary is not None and summary["run"] != name:
+            raise RunError(f"{out / name} holds the run {summary['run']}; give the folder that name again.")
     finished = [summary for summary in found.values() if summary is not None]
     return finished, [name for name, summary in found.items() if summary is None]
 

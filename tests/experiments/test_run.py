@@ -335,7 +335,6 @@ def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path, in
     assert packed["missing"] == ["interrupted-0"] and "layernorm-0" in packed["runs"]
     table = (tmp_path / "cpu" / "comparison.md").read_text()
     assert readme.read_text() == f"before\n<!-- cpu -->\n{table}<!-- /cpu -->\nafter\n"
-    assert inside(tmp_path / "none", tmp_path / "cpu", main="experiments.publish").returncode == 2
     other = json.loads((out / "layernorm-0" / "summary.json").read_text())
     other["config"]["training"]["steps"] += 1
     (out / "layernorm-0" / "summary.json").write_text(json.dumps(other))
@@ -343,15 +342,63 @@ def test_publish_compares_finished_runs_and_fills_the_readme(sweep, tmp_path, in
     assert refused.returncode == 2 and "cannot be compared" in refused.stderr
 
 
-def test_packed_runs_that_are_no_campaign_are_published_again(tmp_path, inside, monkeypatch):
+def test_what_cannot_be_published_is_refused_before_anything_is_written(sweep, tmp_path, inside):
+    (tmp_path / "empty").mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text("")
+    renamed = shutil.copytree(sweep[0] / "layernorm-0", tmp_path / "renamed" / "mine").parent
+    for runs, status, sentence in (
+        (tmp_path / "none", 2, "is not a folder"),
+        (tmp_path / "empty", 2, "holds no finished run"),
+        (sweep[0], 2, "there is no section"),
+        (renamed, 1, "mine holds the run layernorm-0; give the folder that name"),
+    ):
+        done = inside(runs, tmp_path / "cpu", "--readme", readme, main="experiments.publish")
+        assert done.returncode == status and sentence in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "cpu").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("contrast", {"contrast": "comparison.md"}),
+        ("44m", {"44m": "comparison.md", "44m-growth": "growth.md"}),
+    ],
+)
+def test_packed_runs_are_published_again(name, shown, tmp_path, inside, monkeypatch):
     monkeypatch.setattr("experiments.comparison.draw_comparison", lambda *_: None)
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- contrast -->\n<!-- /contrast -->\n")
-    packed = ROOT / "results" / "contrast"
-    done = inside(packed, tmp_path / "contrast", "--readme", readme, main="experiments.publish")
+    readme.write_text("".join(f"<!-- {each} -->\nold\n<!-- /{each} -->\n" for each in shown))
+    packed = ROOT / "results" / name
+    done = inside(packed, tmp_path / name, "--readme", readme, main="experiments.publish")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "contrast" / "comparison.md").read_text() == (packed / "comparison.md").read_text()
-    assert not (tmp_path / "contrast" / "runs.json").exists()  # the evidence stays where it is
+    for each, file in shown.items():
+        text = (packed / file).read_text()
+        assert (tmp_path / name / file).read_text() == text
+        assert f"<!-- {each} -->\n{text}<!-- /{each} -->\n" in readme.read_text() and text in done.stdout
+    assert not (tmp_path / name / "runs.json").exists()  # the evidence stays where it is
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+def test_effects_are_published_where_all_runs_are_of_the_designed_experiment(
+    of_all, sweep, tmp_path, inside, monkeypatch
+):
+    monkeypatch.setattr("experiments.effects.publish_factorial", lambda summaries, out: f"effects of {len(summaries)}")
+    monkeypatch.setattr("experiments.comparison.compare", lambda summaries, out: f"comparison of {len(summaries)}")
+    designed = {"scale_visible-0", *(["layernorm-0"] if of_all else [])}
+    for name in ("scale_visible-0", "layernorm-0"):
+        folder = shutil.copytree(sweep[0] / name, tmp_path / "runs" / name)
+        summary = json.loads((folder / "summary.json").read_text())
+        if name in designed:
+            summary["variant"] = "factorial_raw_tied_unit_learned_decay0.01_sgd"
+        (folder / "summary.json").write_text(json.dumps(summary))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- out -->\n<!-- /out -->\n")
+    done = inside(tmp_path / "runs", tmp_path / "out", "--readme", readme, main="experiments.publish")
+    assert done.returncode == 0, done.stderr
+    text = "effects of 2" if of_all else "comparison of 2"
+    assert text in readme.read_text() and (tmp_path / "out" / "by_step.csv").exists() != of_all
+    assert json.loads((tmp_path / "out" / "runs.json").read_text())["runs"].keys() == {"scale_visible-0", "layernorm-0"}
 
 
 def test_a_missing_package_gets_one_sentence(tmp_path):
