@@ -1,6 +1,7 @@
 """What is drawn is what the tables say, in every panel."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,19 @@ import pandas as pd
 import pytest
 
 from experiments.comparison import compare
-from experiments.curves import bounds, geometric_mean, lines, log_bounds, look, panels, shared_legend
+from experiments.curves import (
+    MARKERS,
+    PANELS,
+    READOUT_COLOURS,
+    Look,
+    bounds,
+    geometric_mean,
+    lines,
+    log_bounds,
+    look,
+    panels,
+    shared_legend,
+)
 from experiments.reporting import charts, figures
 from experiments.reporting.collect import MeasuredRun
 from experiments.reporting.gallery import PICTURES
@@ -156,6 +169,96 @@ def test_the_comparison_draws_geometric_means_of_norms_and_means_of_losses(world
         np.testing.assert_allclose(ys, [2**0.5, 10**1.5] if place < 3 else [5.5, 5.0])
     monkeypatch.undo()
     plt.close(figure)
+
+
+LOOKS = {
+    "scale_visible": ("raw", "", 0),
+    "scale_invariant": ("RMSNorm", "", 0),
+    "norm_penalty": ("RMSNorm, penalty", "", 0),
+    "scale_removing": ("RMSNorm, norm between loops", "", 0),
+    "final_norm": ("raw, RMSNorm at the last loop", "", 0),
+    "layernorm": ("LayerNorm", "", 0),
+    "terminal_scale_invariant": ("RMSNorm", "", 1),
+    "terminal_norm_penalty": ("RMSNorm, penalty", "", 1),
+    "untied_scale_visible": ("raw", (5, 2), 2),
+    "small_init_scale_invariant": ("RMSNorm", (1, 1.5), 2),
+    "untied_small_init_scale_visible": ("raw", (5, 1.5, 1, 1.5), 2),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_variant_looks_like_its_configuration(name, world):
+    readout, dashes, panel = LOOKS[name]
+    expected = Look(colour=READOUT_COLOURS[readout], marker=MARKERS[readout], dashes=dashes, panel=PANELS[panel])
+    assert look(world.config(name)) == expected
+
+
+def test_a_remedy_of_another_readout_is_none_of_the_remedies_shown(world):
+    penalised, removing = world.config("norm_penalty"), world.config("scale_removing")
+    layernorm = world.config("layernorm").model.readout
+    for config in (penalised, removing):
+        other = replace(config, model=replace(config.model, readout=layernorm))
+        assert look(other).colour == READOUT_COLOURS["other"]
+
+
+def test_only_positive_numbers_are_on_a_logarithmic_axis():
+    values = [4.0, 0.0, -1.0, float("inf"), float("nan"), 9.0]
+    assert geometric_mean(values) == pytest.approx(6.0)
+    assert log_bounds(values) == pytest.approx(log_bounds([4.0, 9.0])) and log_bounds([3.0]) == pytest.approx((3, 3))
+    assert np.isnan([geometric_mean([0.0]), *log_bounds([-1.0])]).all()
+    assert bounds([-3.0]) == (-3.0, -3.0)
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_a_line_is_drawn_where_there_is_something_and_has_its_look(log):
+    rows = pd.DataFrame({"variant": ["a"] * 5 + ["b"], "x": [1, 1, 2, 2, 3, 1], "y": [1.0, 4.0, 2.0, 8.0, None, None]})
+    looks = {name: Look(colour="#123456", marker="s", dashes=(5, 2) if log else "", panel="") for name in ("a", "b")}
+    figure, axes = plt.subplots()
+    lines(axes, rows, "x", "y", looks, log=log)
+    (line,), (band,) = axes.get_lines(), axes.collections
+    assert line.get_xdata().tolist() == [1, 2] and line.get_ydata() == pytest.approx([2, 4] if log else [2.5, 5.0])
+    assert (line.get_label(), line.get_color(), line.get_marker()) == ("a", "#123456", "s")
+    assert line.is_dashed() == log and axes.get_yscale() == ("log" if log else "linear")
+    ends = band.get_paths()[0].vertices
+    assert set((log_bounds if log else bounds)([1.0, 4.0])) <= set(ends[ends[:, 0] == 1][:, 1])
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("steps", "marker"), [(12, "s"), (13, "None")])
+def test_points_are_marked_where_they_are_few(steps, marker):
+    rows = pd.DataFrame({"variant": "a", "x": range(steps), "y": 1.0})
+    figure, axes = plt.subplots()
+    lines(axes, rows, "x", "y", {"a": Look(colour="#123456", marker="s", dashes="", panel="")})
+    assert axes.get_lines()[0].get_marker() == marker
+    plt.close(figure)
+
+
+def test_one_legend_stands_for_those_of_all_panels():
+    figure, (left, right, _) = plt.subplots(1, 3)
+    (first,) = left.plot([1, 2], color="#123456", label="a")
+    right.plot([1, 2], label="a")
+    right.plot([1, 2], label="b")
+    right.legend()
+    shared_legend(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"] and right.get_legend() is None
+    assert legend.get_lines()[0].get_color() == first.get_color()
+    empty = plt.figure()
+    shared_legend(empty)
+    assert not empty.legends
+    plt.close(figure)
+    plt.close(empty)
+
+
+def test_panels_share_what_they_are_asked_to():
+    rows = pd.DataFrame({"panel": [PANELS[1], PANELS[0]]})
+    for sharex, sharey in ((True, True), ("row", True), (True, False)):
+        figure, grid, present = panels(rows, 2, sharex=sharex, sharey=sharey)
+        assert present == [*PANELS[:2]] and grid.shape == (2, 2)
+        by_x, by_y = grid[0, 0].get_shared_x_axes(), grid[0, 0].get_shared_y_axes()
+        assert by_x.joined(grid[0, 0], grid[1, 0]) == (sharex is True) and by_x.joined(grid[0, 0], grid[0, 1])
+        assert by_y.joined(grid[0, 0], grid[0, 1]) == sharey and not by_y.joined(grid[0, 0], grid[1, 0])
+        plt.close(figure)
 
 
 @pytest.mark.parametrize(
