@@ -54,7 +54,7 @@ def _finite(value: float | None) -> float | None:
 
 def number(value: float) -> str:
     """Three digits; integers in the thousands, where an exponent would be harder to read."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _with_bounds(interval: Interval) -> str:
