@@ -132,7 +132,7 @@ def test_what_is_no_run_folder_is_not_mentioned(runs):
 
 def test_a_run_folder_itself_can_be_given(runs):
     assert [path.name for path in run_folders([runs / "scale_visible-0", runs])][0] == "scale_visible-0"
-    assert len(run_folders([runs / "scale_visible-0", runs])) == 4
+    assert len(run_folders([runs / "scale_visible-0", runs, runs / ".." / runs.name])) == 4
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path):

@@ -204,7 +204,8 @@ def test_a_remedy_of_another_readout_is_none_of_the_remedies_shown(world):
 def test_only_positive_numbers_are_on_a_logarithmic_axis():
     values = [4.0, 0.0, -1.0, float("inf"), float("nan"), 9.0]
     assert geometric_mean(values) == pytest.approx(6.0)
-    assert log_bounds(values) == pytest.approx(log_bounds([4.0, 9.0])) and log_bounds([3.0]) == pytest.approx((3, 3))
+    assert log_bounds(values) == log_bounds([4.0, 9.0]) and log_bounds([3.0]) == pytest.approx((3.0, 3.0))
+    assert np.prod(log_bounds(values)) == pytest.approx(6.0**2)
     assert np.isnan([geometric_mean([0.0]), *log_bounds([-1.0])]).all()
     assert bounds([-3.0]) == (-3.0, -3.0)
 
@@ -246,8 +247,12 @@ def test_one_legend_stands_for_those_of_all_panels():
     empty = plt.figure()
     shared_legend(empty)
     assert not empty.legends
-    plt.close(figure)
-    plt.close(empty)
+    narrow, axes = plt.subplots(figsize=(1, 1))
+    axes.plot([1, 2], label="wider than its figure")
+    shared_legend(narrow)
+    assert len(narrow.legends) == 1
+    for each in (figure, empty, narrow):
+        plt.close(each)
 
 
 def test_panels_share_what_they_are_asked_to():

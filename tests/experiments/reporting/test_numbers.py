@@ -63,7 +63,7 @@ def test_a_case_is_kept_with_every_seed_and_in_strict_json():
 def test_one_case_is_told_with_its_interval_and_many_as_a_range():
     assert observed(finding(CASE, UNMEASURED)) == "2,000 [0.123, inf] nats, 2 seeds"
     assert observed(finding(ALONE, unit="ratio")) == "5, 1 seed"
-    three = finding(CASE, ALONE, replace(ALONE, interval=replace(ALONE.interval, mean=7.0)), unit="loops")
+    three = finding(CASE, ALONE, UNMEASURED, replace(ALONE, interval=replace(ALONE.interval, mean=7.0)), unit="loops")
     assert observed(three) == "5 to 2,000 loops over 3 cases (2 inconclusive, 1 supported)"
     assert observed(finding(UNMEASURED)) == "not measured"
 

@@ -55,6 +55,7 @@ def test_an_interrupted_run_goes_on_with_the_arm_that_it_was_at(trained, make_co
     assert [arm["remedy"] for arm in run["arms"]] == ["none", "damping", "prayer", "placebo"]
     assert stored(path) == [json.loads(json.dumps(run))] and run["complete"] and len(run["sessions"]) == 2
     assert (run["parameters"], [r["name"] for r in run["remedies"]]) == (7, ["damping", "prayer"])
+    assert synthetic.record.keys() - run["corpus"].keys() == {"files"}
     trained.clear()
     assert run_arms(config, synthetic, 3, execution, path) == stored(path)[0] and not trained
 

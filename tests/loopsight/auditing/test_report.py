@@ -144,6 +144,7 @@ def test_what_was_not_asked_leaves_no_gap():
     assert text == WORDS.partition("\n\n| loops | cross")[0] + "\n"
     unknown = str(replace(bare, parameters=None, epsilon_leak=None, least_visible=()))
     assert "40 classes, float32 on cpu" in unknown and "leak" not in unknown and "not blind: none of" in unknown
+    assert "a leak of 0.0e+00" in str(replace(bare, epsilon_leak=0.0))
     first = replace(REPORT.loss, beyond=None, recurrent_clamp=None)
     assert "95 % over 3 sequences" in str(replace(REPORT, loss=first))
     assert "95 %" not in str(replace(bare, loss=replace(first, k_gap=None)))
@@ -196,6 +197,19 @@ def test_the_headline_names_what_is_blind_and_what_is_kept():
     assert "but the scale, the mean direction and 2 fixed vectors could not" in headline(
         replace(REPORT, directions=tuple(unjudged))
     )
+
+
+@pytest.mark.parametrize(
+    ("degree", "change", "faint"),
+    [(0.09, 0.04, True), (-0.09, 0.04, True), (0.11, 0.04, False), (-1.0, 0.04, False), (0.0, 0.06, False),
+     (0.0, None, False)],
+)  # fmt: skip
+def test_a_scale_that_is_hardly_seen_is_said_to_be(degree, change, faint):
+    scale = replace(SEEN, name="scale", kind="scale", finite_change=change)
+    said = headline(
+        replace(REPORT, directions=(scale, replace(SEEN, finite_change=1.0 - faint)), readout_degree=degree)
+    )
+    assert said.startswith("VISIBLE") and ("only faintly" in said) == faint
 
 
 def cells(table):
