@@ -23,12 +23,37 @@ Each module is one idea; its functions are imported from it:
     remedies        a penalty, a norm between loops, damping, a readout that sees the scale: a line each
 """
 
-from loopsight.auditing.report import AuditReport
-from loopsight.auditing.run import audit
-from loopsight.growth import AsymptoticStep, asymptotic_slope, asymptotic_step, regime_number
-from loopsight.monitor import LoopMonitor
-from loopsight.protocol import LoopedMaps, LoopedModel, unroll
-from loopsight.radial import radial_gradient_fraction
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loopsight.auditing.report import AuditReport
+    from loopsight.auditing.run import audit
+    from loopsight.growth import AsymptoticStep, asymptotic_slope, asymptotic_step, regime_number
+    from loopsight.monitor import LoopMonitor
+    from loopsight.protocol import LoopedMaps, LoopedModel, unroll
+    from loopsight.radial import radial_gradient_fraction
+else:
+    _MODULES = {
+        "auditing.report": ("AuditReport",),
+        "auditing.run": ("audit",),
+        "growth": ("AsymptoticStep", "asymptotic_slope", "asymptotic_step", "regime_number"),
+        "monitor": ("LoopMonitor",),
+        "protocol": ("LoopedMaps", "LoopedModel", "unroll"),
+        "radial": ("radial_gradient_fraction",),
+    }
+
+    def __getattr__(name):
+        """A name of `__all__`, or a module, imported when it is asked for: torch takes seconds, and the command
+        `loopsight` can be interrupted in them."""
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        if importlib.util.find_spec(f"{__name__}.{name}") is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f"{__name__}.{name}")
+
 
 __all__ = [
     "AsymptoticStep",

@@ -112,8 +112,8 @@ def test_every_option_and_variant_parses():
 
 
 def test_every_line_of_the_auditor_parses():
+    from loopsight.auditing.command import _parsed
     from loopsight.auditing.request import CannotAsk
-    from loopsight.cli import _parsed
 
     audits = [command[2:] for command in COMMANDS if command[:2] == ["loopsight", "audit"]]
     assert len(audits) >= 3

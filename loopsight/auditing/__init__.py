@@ -12,4 +12,5 @@ advice       remedies, tried on the model as it is and ranked
 run          all of it in order
 report       the result; codec writes and reads it; wording says it in sentences; page draws it
     request      what the command line names, as a model and a batch
+    command      the command line itself
 """

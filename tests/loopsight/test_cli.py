@@ -2,13 +2,16 @@
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import loopsight
 from loopsight import AuditReport, audit, cli
-from loopsight.auditing import page
+from loopsight.auditing import command, page
 from loopsight.auditing.request import one_line
 
 FACTORY = """
@@ -264,6 +267,21 @@ def test_an_interrupt_while_the_page_is_drawn_leaves_the_json(workplace, capsys,
     assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).blind
 
 
+def test_an_interrupt_while_torch_is_imported_gets_a_sentence(tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-m", "loopsight.cli", "audit", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 1 and done.stderr.startswith("error: interrupted") and done.stderr.count("\n") == 1
+
+
+def test_what_the_package_offers_is_there_when_it_is_asked_for():
+    assert all(getattr(loopsight, name).__name__ == name for name in loopsight.__all__)
+    assert loopsight.remedies.norm_penalty  # as audits write it
+    with pytest.raises(AttributeError, match="has no attribute 'audits'"):
+        getattr(loopsight, "audits")  # noqa: B009
+
+
 def test_no_command_is_usage(capsys):
     assert cli.main([]) == 2 and cli.main(["monitor"]) == 2
     assert "usage: loopsight audit" in capsys.readouterr().err
@@ -291,7 +309,7 @@ def test_what_could_not_be_judged_fails_where_blindness_would(workplace, monkeyp
         report = audit(*arguments, **options)
         return replace(report, directions=tuple(replace(d, verdict="undecided") for d in report.directions))
 
-    monkeypatch.setattr(cli, "audit", unsure)
+    monkeypatch.setattr(command, "audit", unsure)
     for fail_on, status in (("nothing", 0), ("blind", 3), ("active", 3)):
         assert run("--factory", "their_model:visible", "--no-html", "--fail-on", fail_on) == status
 
