@@ -170,15 +170,27 @@ def resolve(
     loop_weights: tuple[float, ...] | None = None,
 ) -> RunConfig:
     """Put a variant on a size, the preset's when None, with its own weights of the loops' losses when None; the
-    vocabulary is the tokeniser's, which may be smaller than asked for."""
+    vocabulary is the tokeniser's, which may be smaller than asked for.
+
+    Raises:
+        KeyError: the variant is unknown.
+        UsageError: a batch has more sequences than the corpus has training tokens.
+        ValueError: the weights do not go with the variant.
+    """
     chosen = find(variant)
+    training = replace(training, **chosen.training)
+    if training.batch_size > len(tokens.train):  # which would fill the memory with repetitions
+        raise UsageError(
+            f"a batch of {training.batch_size:,} sequences is more than the {len(tokens.train):,} training tokens of "
+            "the corpus can fill; choose a smaller --batch-size, or more text with --data."
+        )
     return RunConfig(
         variant=variant,
         preset=preset,
         seed=seed,
         model=chosen.model_config(replace(size or PRESETS[preset], vocab_size=tokens.vocab_size)),
         supervision=weighted(chosen.supervision, loop_weights),
-        training=replace(training, **chosen.training),
+        training=training,
         corpus=corpus,
         corpus_key=tokens.key,
     )

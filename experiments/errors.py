@@ -43,6 +43,12 @@ def require_at_least(least: int, **options: int | None) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Also torch's errors, which cannot be named here: torch takes seconds to import."""
+    of_gpu = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or of_gpu or "can't allocate memory" in str(error)
+
+
 def exit_status(command: Callable[[], None], *, again: str = "the same command") -> int:
     """Run a command and return its exit status; expected failures print one sentence and no traceback.
 
@@ -68,6 +74,14 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
         return 1
     except KeyboardInterrupt:
         print(f"error: interrupted; what was written is whole; run {again} again.", file=sys.stderr)
+        return 1
+    except UnicodeEncodeError as error:
+        print(f"error: {error}; choose a path that is UTF-8, or set PYTHONUTF8=1.", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(f"error: out of memory ({first_line(error)}); try smaller batches or a smaller model.", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error}; check the path, its permissions and the free space.", file=sys.stderr)

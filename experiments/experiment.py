@@ -71,7 +71,8 @@ def run(
 
 def _claim_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
     if not (folder / CONFIG).exists():
-        if any(folder.iterdir()):
+        # A process that is killed while it writes the configuration leaves a temporary file.
+        if any(not path.name.startswith(f".{CONFIG}.") for path in folder.iterdir()):
             raise UsageError(f"{folder} exists and is not the folder of a run; choose another --out.")
         write_config(folder, config)
         return

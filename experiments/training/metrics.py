@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.errors import RunError
-from experiments.files import atomic_path
+from experiments.files import atomic_path, strict_json
 
 METRICS = "metrics.jsonl"
 
@@ -30,8 +30,12 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record; it has the key `step`, and numbers, or lists of numbers by loop, for the rest."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        """Append a record; it has the key `step`, and numbers, or lists of numbers by loop, for the rest.
+
+        Raises:
+            RunError: a number is NaN or infinite.
+        """
+        self._file.write(strict_json(self.path, record) + "\n")
         self._file.flush()
         for key, value in record.items():
             for name, number in _scalars(key, value):

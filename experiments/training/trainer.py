@@ -175,9 +175,10 @@ def _optimise(
 
 def _diverged(config: RunConfig, step: int, path: Path) -> str:
     kept = f"the last good checkpoint is {path}" if path.exists() else "there was no checkpoint yet"
+    remedy = "a lower --learning-rate" if step else "an --embedding-multiplier nearer to 1"
     return (
         f"the loss or its gradient became NaN or infinite after at most {step} steps of {config.name}; {kept}; "
-        "try a lower --learning-rate."
+        f"try {remedy}."
     )
 
 

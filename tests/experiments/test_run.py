@@ -12,6 +12,7 @@ import pytest
 
 from experiments import command, figures
 from experiments.config import TRAINING_PRESETS, TrainingConfig
+from experiments.errors import exit_status
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("scale_visible-0", "terminal_scale_invariant-0", "scale_removing-0")
@@ -150,6 +151,7 @@ def test_a_run_reads_back_as_the_model_that_was_trained(sweep, cache):
         (["--variant", "scale_visible", "--seeds", "1", "1"], "--seeds must be different"),
         (["--variant", "scale_visible", "--seeds", "99999999999999999999"], "--seeds must be different"),
         (["--variant", "scale_visible", "--learning-rate", "nan"], "learning_rate must be positive and finite"),
+        (["--variant", "scale_visible", "--batch-size", "1000000000"], "training tokens of the corpus can fill"),
         (["--variant", "scale_visible", "--d-model", "100"], "d_model must be a multiple of the width of a head"),
         (["--variant", "scale_visible", "--embedding-multiplier", "0"], "embedding_multiplier must be positive"),
         (["--variant", "scale_visible", "--num-layers", "0"], "num_layers must be at least 1"),
@@ -203,6 +205,55 @@ def test_a_diverging_run_has_status_1_and_one_sentence(tmp_path, cache, inside):
         done.stderr.startswith("error: the loss or its gradient became NaN or infinite")
         and done.stderr.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "sentence"),
+    [("1e19", "metrics.jsonl is NaN or infinite: states"), ("1e30", "try an --embedding-multiplier nearer to 1.")],
+)
+def test_states_that_overflow_have_status_1_and_one_sentence(multiplier, sentence, tmp_path, cache, inside):
+    arguments = ["--variant", "scale_visible", *TINY, "--embedding-multiplier", multiplier]
+    done = inside(*arguments, "--out", tmp_path, "--cache", cache)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls that of a GPU."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (MemoryError(), 1, "out of memory (MemoryError); try smaller"),
+        (RuntimeError("alloc_cpu: can't allocate memory: 9 bytes"), 1, "out of memory (alloc_cpu"),
+        (OutOfMemoryError("CUDA"), 1, "out of memory (CUDA)"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2, "choose a path that is UTF-8"),
+    ],
+)
+def test_what_the_machine_cannot_give_gets_one_sentence(error, status, sentence, capsys):
+    def command():
+        raise error
+
+    assert exit_status(command) == status
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and sentence in said and said.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    def command():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        exit_status(command)
+
+
+def test_a_run_killed_while_it_wrote_its_configuration_is_begun_again(tmp_path, cache, inside, monkeypatch):
+    monkeypatch.setattr(figures, "draw_run", lambda *_: None)
+    (tmp_path / "scale_visible-0").mkdir()
+    (tmp_path / "scale_visible-0" / ".config.json.abc.json").write_text("{")
+    done = inside("--variant", "scale_visible", *TINY, "--out", tmp_path, "--cache", cache, "--resume")
+    assert done.returncode == 0, done.stderr
 
 
 def damage_summary(folder):
@@ -399,6 +450,14 @@ def test_effects_are_published_where_all_runs_are_of_the_designed_experiment(
     text = "effects of 2" if of_all else "comparison of 2"
     assert text in readme.read_text() and (tmp_path / "out" / "by_step.csv").exists() != of_all
     assert json.loads((tmp_path / "out" / "runs.json").read_text())["runs"].keys() == {"scale_visible-0", "layernorm-0"}
+
+
+@pytest.mark.parametrize("index", ["", "null", "3", '{"a": ', "[]"])
+def test_packed_runs_that_are_damaged_are_not_published(index, tmp_path, inside):
+    (tmp_path / "runs.json").write_text(index)
+    done = inside(tmp_path, tmp_path / "out", "--readme", tmp_path / "none", main="experiments.publish")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "runs" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_missing_package_gets_one_sentence(tmp_path):

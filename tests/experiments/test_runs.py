@@ -65,6 +65,12 @@ def test_a_damaged_training_curve_is_named(content, tmp_path):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
+def test_a_summary_nested_beyond_reading_is_named(tmp_path):
+    (tmp_path / runs.SUMMARY).write_text("[" * 100_000)
+    with pytest.raises(RunError, match="cannot read .* is this the folder of a run"):
+        runs.read_summary(tmp_path)
+
+
 def test_a_description_of_the_environment_that_is_no_list_is_named(tmp_path):
     (tmp_path / "environment.json").write_text("5")
     with pytest.raises(RunError, match="another version"):
