@@ -35,10 +35,10 @@ def main() -> None:
     if not arguments.runs.is_dir():
         raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
     packed = is_packed(arguments.runs)
-    campaign = packed and "plan" in read_json(arguments.runs / INDEX)
     with TemporaryDirectory() as scratch:
         folder = unpack(arguments.runs, Path(scratch)) if packed else arguments.runs
         summaries, unfinished = finished_summaries(folder)
+    campaign = packed and "plan" in read_json(arguments.runs / INDEX)  # which `unpack` has found to be whole
     if unfinished:
         print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
     if not summaries:
