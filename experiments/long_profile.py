@@ -27,7 +27,7 @@ Row = dict[str, str]
 def main() -> None:
     """Parse the command line and carry it out."""
     from experiments.errors import RunError, UsageError
-    from experiments.readme import replace_section
+    from experiments.readme import read_text, replace_section, section
     from theory.proposition import propositions
 
     known = list(propositions())
@@ -39,6 +39,7 @@ def main() -> None:
     unknown = [key for key in arguments.keys if key not in known]
     if unknown:
         raise UsageError(f"unknown propositions {', '.join(unknown)}; known: {', '.join(known)}.")
+    section(read_text(arguments.readme), "long_profile")  # before the work, not after it
     rows = read(arguments.results)
     failed = []
     for key in arguments.keys or known:
@@ -83,13 +84,23 @@ def run(key: str) -> Row:
 
 
 def read(path: Path) -> dict[str, Row]:
-    """The rows of an earlier call by proposition; none if there is no file."""
+    """The rows of an earlier call by proposition; none if there is no file.
+
+    Raises:
+        RunError: it cannot be read.
+    """
     import csv
+
+    from experiments.errors import RunError
 
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["proposition"]: {name: row[name] for name in COLUMNS} for row in csv.DictReader(file)}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, restval=""))
+        return {row["proposition"]: {name: row[name] for name in COLUMNS} for row in rows}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise RunError(f"cannot read {path} ({error}); delete it, or name another with --results.") from error
 
 
 def write(path: Path, rows: list[Row]) -> None:

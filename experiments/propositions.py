@@ -29,7 +29,7 @@ def main() -> None:
     from experiments.environment import describe
     from experiments.errors import RunError
     from experiments.files import write_json
-    from experiments.readme import replace_section, section
+    from experiments.readme import read_text, replace_section, section
     from theory.proposition import propositions
 
     root = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.cases < 1:
         parser.error("--cases must be at least 1.")
-    section(arguments.readme.read_text(encoding="utf-8"), "propositions")  # before the work, not after it
+    section(read_text(arguments.readme), "propositions")  # before the work, not after it
 
     torch.set_num_threads(1)
     rows = [evaluate(proposition, cases(arguments.cases)) for proposition in propositions().values()]

@@ -20,6 +20,7 @@ NAME = "remedies"
 def main() -> None:
     """Parse the command line and carry it out."""
     from experiments.corpus import default_cache
+    from experiments.errors import UsageError
     from experiments.files import write_json
     from experiments.readme import ROOT, place_of, read_text, replace_section, section
     from experiments.treatments.compare import TIED, UNTIED, compare_arms
@@ -42,6 +43,8 @@ def main() -> None:
     readme = arguments.readme or place_of(NAME)
     section(read_text(readme), NAME)  # before anything is trained
     runs = _trained(arguments) if arguments.arms is None else stored(arguments.arms)
+    if unfinished := [run["run"] for run in runs if not run["complete"]]:
+        raise UsageError(f"{arguments.arms} lacks arms of {', '.join(unfinished)}; train them before comparing any.")
     text = compare_arms(runs, arguments.results)
     write_json(arguments.results / "arms.json", runs)
     replace_section(readme, NAME, text)

@@ -71,12 +71,14 @@ def stored(path: Path) -> list[dict[str, Any]]:
     """The runs in a file.
 
     Raises:
-        RunError: it cannot be read, or is no such file.
+        RunError: it cannot be read, or is no such file, or of another version.
     """
     try:
         runs = read_json(path)
         whole = isinstance(runs, list) and bool(runs) and all(run.keys() >= KEYS for run in runs)
-    except (OSError, ValueError, AttributeError) as error:
+        for run in runs if whole else ():
+            RunConfig.from_dict(run["config"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise RunError(f"cannot read {path} ({error}); delete it to train these arms again.") from error
     if not whole:
         raise RunError(f"{path} holds no runs with remedies, or those of another version; delete it.")

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import long_profile
+from experiments.errors import RunError
 from theory.proposition import propositions
 
 
@@ -15,6 +16,21 @@ def test_rows_survive_the_file(tmp_path):
     assert long_profile.read(path) == {}
     long_profile.write(path, [row("P1"), row("P3", "failed")])
     assert long_profile.read(path) == {"P1": row("P1"), "P3": row("P3", "failed")}
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"a,b\n1,2\n"])
+def test_a_file_of_something_else_is_named(content, tmp_path):
+    (tmp_path / "long.csv").write_bytes(content)
+    with pytest.raises(RunError, match="cannot read .*; delete it"):
+        long_profile.read(tmp_path / "long.csv")
+
+
+def test_without_its_place_in_the_readme_nothing_is_run(tmp_path, inside, monkeypatch):
+    monkeypatch.setattr(long_profile, "run", lambda key: pytest.fail("it was run"))
+    (tmp_path / "README.md").write_text("no markers\n", encoding="utf-8")
+    arguments = ["P1", "--results", tmp_path / "long.csv", "--readme", tmp_path / "README.md"]
+    done = inside(*arguments, main="experiments.long_profile")
+    assert done.returncode == 2 and "<!-- long_profile -->" in done.stderr
 
 
 def test_the_paragraph_hides_no_failure_and_no_gap():

@@ -71,6 +71,12 @@ def test_without_its_place_in_the_readme_nothing_is_computed(run, readme):
     assert not (readme.parent / "results").exists()
 
 
+def test_a_readme_that_is_no_text_is_named(run, readme):
+    readme.write_bytes(b"\xff")
+    done = run(P1)
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot read ") and done.stderr.count("\n") == 1
+
+
 def test_the_stored_table_has_every_proposition_and_no_other():
     with (ROOT / "results" / "theory" / "propositions.csv").open(encoding="utf-8") as lines:
         stored = [(row["proposition"], row["words"]) for row in csv.DictReader(lines)]

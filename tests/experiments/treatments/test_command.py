@@ -78,3 +78,12 @@ def test_what_cannot_be_done_is_said_in_one_sentence(arguments, status, sentence
     assert done.returncode == status and sentence in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [done.stderr.splitlines()[-1]]
     assert readme.read_text() == before and not (tmp_path / "results").exists()
+
+
+def test_runs_without_all_of_their_arms_are_not_compared(command, tmp_path):
+    runs = json.loads((STORED / "arms.json").read_text())
+    runs[1]["complete"] = False
+    (tmp_path / "arms.json").write_text(json.dumps(runs))
+    done = command("--arms", tmp_path / "arms.json")
+    assert done.returncode == 2 and f"lacks arms of {runs[1]['run']};" in done.stderr
+    assert not (tmp_path / "results").exists()

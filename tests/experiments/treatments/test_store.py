@@ -99,3 +99,12 @@ def test_a_file_that_holds_no_runs_is_refused(text, tmp_path):
         stored(path)
     with pytest.raises(RunError, match="cannot read"):
         stored(tmp_path / "none.json")
+
+
+def test_a_file_of_another_version_is_named(trained, make_config, synthetic, execution, tmp_path):
+    trained.append("prayer")
+    run = run_arms(make_config(), synthetic, 3, execution, tmp_path / "run.json")
+    run["config"]["model"]["gone"] = 1
+    (tmp_path / "run.json").write_text(json.dumps([run]))
+    with pytest.raises(RunError, match="cannot read .*gone"):
+        run_arms(make_config(), synthetic, 3, execution, tmp_path / "run.json")
