@@ -111,10 +111,11 @@ def test_more_loops_than_trained_are_evaluated_from_the_same_checkpoint(sweep, c
 
 def test_a_model_of_another_size_is_trained_and_told_from_the_preset_s(cache, tmp_path, inside):
     arguments = ["--variant", "layernorm", *TINY, "--out", tmp_path, "--cache", cache, "--num-layers", 2]
-    done = inside(*arguments, "--d-model", 64, "--embedding-multiplier", 0.5)
+    done = inside(*arguments, "--d-model", 64, "--embedding-multiplier", 0.5, "--loop-weights", 0, 0.5, 0, 0.5)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "layernorm-0" / "summary.json").read_text())
     model = summary["config"]["model"]
+    assert summary["config"]["supervision"]["weights"] == [0.0, 0.5, 0.0, 0.5]
     assert (model["d_model"], model["num_layers"], model["num_heads"]) == (64, 2, 4)
     assert model["embedding_multiplier"] == 0.5
     assert summary["parameters"] > 16 * 2 * 64**2
@@ -155,6 +156,13 @@ def test_a_run_reads_back_as_the_model_that_was_trained(sweep, cache):
         (["--variant", "scale_visible", "--d-model", "100"], "d_model must be a multiple of the width of a head"),
         (["--variant", "scale_visible", "--embedding-multiplier", "0"], "embedding_multiplier must be positive"),
         (["--variant", "scale_visible", "--num-layers", "0"], "num_layers must be at least 1"),
+        (["--variant", "scale_visible", "--momentum", "1"], "momentum must lie in [0, 1)"),
+        (["--variant", "scale_visible", "--loop-weights", "0", "1"], "scale_visible: 2 weights were given for 4 loops"),
+        (
+            ["--variant", "all", "--loop-weights", "0", "0", "0", "1"],
+            "does not go with terminal_scale_visible: weights",
+        ),
+        (["--variant", "scale_visible", "--loop-weights", "0", "0", "0", "0"], "at least one weight must differ from"),
         (["--variant", "scale_visible", "--out", __file__ + "/below"], "cannot make the folder"),
         (["--variant", "scale_visible", "--out", __file__], "is not a folder"),
     ],

@@ -130,3 +130,8 @@ def test_an_impossible_operation_between_loops_is_refused(arguments, message):
 def test_no_penalty_is_none_and_not_zero(penalty):
     with pytest.raises(ValueError, match="norm_penalty must be positive, or None for no penalty"):
         Supervision(norm_penalty=penalty)
+
+
+def test_weights_of_nothing_but_zeros_are_refused():
+    with pytest.raises(ValueError, match="at least one weight must differ from zero"):
+        Supervision(weights=(0.0, 0.0))

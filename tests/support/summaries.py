@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from experiments.config import RunConfig, TrainingConfig
+from experiments.config import RunConfig, TrainingConfig, weighted
 from experiments.corpus import CorpusConfig
 from experiments.grids.design import Setting
 from experiments.variants import find
@@ -18,12 +18,13 @@ def summary_of(variant: str, setting: Setting, seed: int, norm: float, loss: flo
         num_layers=setting.num_layers,
         embedding_multiplier=setting.embedding_multiplier,
     )
+    weights = tuple(map(float, setting.loop_weights.split())) if setting.loop_weights != "equal" else None
     config = RunConfig(
         variant=variant,
         preset="cpu",
         seed=seed,
         model=find(variant).model_config(size),
-        supervision=find(variant).supervision,
+        supervision=weighted(find(variant).supervision, weights),
         training=TrainingConfig(
             steps=200,
             batch_size=4,

@@ -13,8 +13,12 @@ from experiments.grids.rates import TIED_BLIND
 from experiments.readme import ROOT, section
 
 RATES = ROOT / "results" / "rates"
-USED_AGAIN = {"sizes": ("rates", {Setting(1e-3), Setting(3e-3)}), "momenta": ("multipliers", {Setting(1e-3)})}
-"""By grid: another one, and what settings are taken from its runs."""
+USED_AGAIN = {
+    "sizes": {"rates": {Setting(1e-3), Setting(3e-3)}},
+    "momenta": {"multipliers": {Setting(1e-3)}},
+    "placements": {"multipliers": {Setting(1e-3)}, "momenta": {Setting(1e-3, momentum=0.0)}},
+}
+"""By grid: others, and what settings are taken from their runs."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +27,8 @@ def undrawn(monkeypatch):
         monkeypatch.setattr(f"experiments.grids.rates.{name}", lambda *_: None)
     monkeypatch.setattr("experiments.grids.sizes.draw_sizes", lambda *_: None)
     monkeypatch.setattr("experiments.grids.multipliers.draw_over", lambda *_: None)
-    monkeypatch.setattr("experiments.grids.momenta.draw_momenta", lambda *_: None)
+    for name in ("momenta", "placements"):
+        monkeypatch.setattr(f"experiments.grids.{name}.draw_courses", lambda *_: None)
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def compare(inside, readme, cache):
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_readme_has_what_the_command_makes_of_the_packed_runs(name, compare, readme, tmp_path):
-    places = [name, *(USED_AGAIN[name][:1] if name in USED_AGAIN else ())]
+    places = [name, *USED_AGAIN.get(name, ())]
     done = compare(name, *(ROOT / "results" / place for place in places), results=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     committed = ROOT / "results" / name
@@ -125,10 +130,11 @@ def test_the_makefile_trains_the_cells(name):
     trained = [line for line in recipe.splitlines() if "$(call train" in line]
     found = {Setting(*(read(line) for read in OPTIONS)) for line in trained}
     assert len(found) == len(trained) and all("--steps 200 " in line for line in trained)
-    other, used_again = USED_AGAIN.get(name, (name, set()))
-    assert used_again <= GRIDS[other].settings.keys() and not used_again & found
-    variants_of = {grid: {variant for pair in GRIDS[grid].pairs.values() for variant in pair} for grid in (name, other)}
-    assert variants_of[name] <= variants_of[other]
+    used_again = set()
+    for other, settings in USED_AGAIN.get(name, {}).items():
+        assert settings <= GRIDS[other].settings.keys() and not settings & found
+        assert set(GRIDS[name].pairs.values()) <= set(GRIDS[other].pairs.values())
+        used_again |= settings
     assert found | used_again == GRIDS[name].settings.keys()
     variants = re.search(rf"^{name}: PAIRS := (.*)$", text, re.MULTILINE)[1].split()
     assert variants == [variant for pair in GRIDS[name].pairs.values() for variant in pair]
@@ -137,7 +143,7 @@ def test_the_makefile_trains_the_cells(name):
 
 def option(name, default):
     def read(line):
-        found = re.search(rf"--{name} ([^ )]+)", line)
+        found = re.search(rf"--{name} ([^ )]+(?: \d[^ )]*)*)", line)
         return type(default)(found[1]) if found else default
 
     return read

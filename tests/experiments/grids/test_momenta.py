@@ -8,7 +8,7 @@ from summaries import summary_of
 
 from experiments.config import RunConfig
 from experiments.curves import look
-from experiments.figures import draw_momenta
+from experiments.figures import draw_courses
 from experiments.grids.compare import compare_grid, identity
 from experiments.grids.momenta import (
     BLIND,
@@ -34,7 +34,7 @@ LARGEST = {
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
-    monkeypatch.setattr("experiments.grids.momenta.draw_momenta", lambda *_: None)
+    monkeypatch.setattr("experiments.grids.momenta.draw_courses", lambda *_: None)
 
 
 def final(variant, setting):
@@ -129,17 +129,18 @@ def test_the_settings_differ_in_momentum_alone_and_have_its_names():
     assert {float(name) for name in MOMENTA.values()} == {setting.momentum for setting in MOMENTA}
 
 
-def test_the_figure_has_a_line_a_momentum_over_the_steps(kept, tmp_path):
+def test_the_figure_has_a_line_a_momentum_over_the_steps(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.grids.momenta.draw_courses", draw_courses)
     runs = [(setting, run) for (_, setting), of_cell in world().items() for _, run in of_cell]
     table = pd.DataFrame(
         [
             identity(run) | {"step": step, "l2_norm": step * (1.0 + setting.momentum)}
-            for setting, run in runs
-            for step in (200, 1, 34)
+            for setting, run in reversed(runs)
+            for step in (200, 1, 0, 34)
         ]
     )
     looks = {run["variant"]: look(RunConfig.from_dict(run["config"])) for _, run in runs}
-    draw_momenta(tmp_path / "momenta.png", table, looks)
+    MOMENTUM_GRID.draw(tmp_path, table, table, looks)
     (figure,) = kept
     assert [axes.get_title() for axes in figure.axes] == list(NAMES)
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}

@@ -49,18 +49,24 @@ def test_the_loss_is_asked_about_a_larger_common_vector(make_context, variant, b
     context = make_context(variant)
     model, windows = context.model.double(), context.windows
     (row,) = common(model, {0: weights(model)}, windows).to_dict("records")
-    with torch.no_grad():
-        last = model(windows[:, :-1])[-1]
-        mean = last.flatten(0, 1).mean(0)
+
+    @torch.no_grad()
+    def slopes(h, *, is_last):
+        """With a larger common vector, and with smaller differences."""
+        mean = h.flatten(0, 1).mean(0)
 
         def loss(h):
-            logits = model.readout(h, is_last=True)
+            logits = model.readout(h, is_last=is_last)
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
-        larger = (loss(last + 1e-4 * mean) - loss(last - 1e-4 * mean)) / 2e-4
-        nearer = -(loss(last + 1e-4 * (last - mean)) - loss(last - 1e-4 * (last - mean))) / 2e-4
-    assert row["common_derivative"] == pytest.approx(larger.item(), rel=1e-4)
-    assert (row["common_derivative"] == pytest.approx(nearer.item(), rel=1e-2)) == blind
+        return [((loss(h + 1e-4 * by) - loss(h - 1e-4 * by)) / 2e-4).item() for by in (mean, mean - h)]
+
+    _, first, *_, last = model(windows[:, :-1])
+    larger, nearer = slopes(last, is_last=True)
+    assert row["common_derivative"] == pytest.approx(larger, rel=1e-4)
+    assert (row["common_derivative"] == pytest.approx(nearer, rel=1e-2)) == blind
+    assert row["first_common_derivative"] == pytest.approx(slopes(first, is_last=False)[0], rel=1e-4)
+    assert row["first_common_derivative"] != pytest.approx(larger, rel=1e-2)
 
 
 def test_every_kept_step_of_a_training_is_looked_at(make_context, make_config, synthetic, execution, tmp_path):
