@@ -6,7 +6,8 @@ growing although the last loop's loss has stopped asking for a larger vector com
 (`loopsight/common_vector.py`), the first loop's still asks; with a loss after the last loop alone, the norm stops
 where that loss stops asking, but for what momentum adds.
 
-The predictions (1) to (9) were made before any run with other weights than equal ones (LOG.md, 2026-11-30).
+The predictions (1) to (9) were made before any run with other weights than equal ones, (10) and (11) before any that
+only the first loop's loss is taken from (LOG.md, 2026-11-30).
 """
 
 from pathlib import Path
@@ -22,11 +23,13 @@ from experiments.grids.multipliers import BLIND, RAW, TIED, UNTIED, UNTIED_BLIND
 
 EVERY, EVERY_BARE = USUAL, NONE
 LAST, FIRST = EVERY._replace(loop_weights="0 0 0 1"), EVERY._replace(loop_weights="1 0 0 0")
+REST = EVERY._replace(loop_weights="0 0.25 0.25 0.25")
 LAST_BARE = EVERY_BARE._replace(loop_weights=LAST.loop_weights)
 PLACEMENTS = {
     EVERY: "every loop",
     LAST: "last",
     FIRST: "first",
+    REST: "all but the first",
     EVERY_BARE: "every, no momentum",
     LAST_BARE: "last, no momentum",
 }
@@ -101,15 +104,25 @@ PLACEMENT_GRID = Grid(
         *_raw_norm(8, UNTIED_RAW),
         *(_asks(9, variant) for variant in (BLIND, UNTIED_BLIND)),
         *(
+            _largest(
+                f"({number}) {NAMES[variant]}: largest norm, all but the first / every",
+                (variant, REST),
+                (variant, EVERY),
+                "below",
+                0.9,
+            )
+            for number, variant in ((10, UNTIED_BLIND), (11, BLIND))
+        ),
+        *(
             norms(f"{name}: norm, {PLACEMENTS[setting]} / every", (variant, setting), (variant, EVERY))
             for variant, name in NAMES.items()
-            for setting in (LAST, FIRST)
+            for setting in (LAST, FIRST, REST)
             if (setting, variant) not in ((LAST, RAW), (LAST, UNTIED_RAW))
         ),
         *(
             losses(f"{name}: CE, {PLACEMENTS[setting]} - every, nats", (variant, setting), (variant, EVERY))
             for variant, name in NAMES.items()
-            for setting in (LAST, FIRST)
+            for setting in (LAST, FIRST, REST)
         ),
     ),
     draw=_draw,

@@ -21,11 +21,12 @@ from experiments.grids.placements import (
     PLACEMENT_GRID,
     PLACEMENTS,
     RAW,
+    REST,
     UNTIED_BLIND,
     UNTIED_RAW,
 )
 
-OF_BLIND = {EVERY: 1.0, LAST: 0.5, FIRST: 1.5, EVERY_BARE: 0.8, LAST_BARE: 0.2}
+OF_BLIND = {EVERY: 1.0, LAST: 0.5, FIRST: 1.5, REST: 0.7, EVERY_BARE: 0.8, LAST_BARE: 0.2}
 """Of 800, the largest norm of a blind run. Final norms are half of the largest; a raw run's largest is 80."""
 
 
@@ -76,10 +77,11 @@ def test_planted_norms_are_found(tmp_path):
     rows = rows_of(world(), tmp_path)
     predicted = {name: row for name, row in rows.items() if row["predicted"] != "none made"}
     assert {row["verdict"] for row in predicted.values()} == {"supported"}
-    assert {name[:3] for name in predicted} == {f"({n})" for n in range(1, 10)}
+    assert {name.split()[0] for name in predicted} == {f"({n})" for n in range(1, 12)}
     assert len(rows) == len(PLACEMENT_GRID.judgements)
-    observed = {name[:3]: row["observed"].split()[0] for name, row in predicted.items()}
-    assert [observed[f"({n})"] for n in range(1, 10)] == ["0.5", "1.5", "0.25", "0.5", "1.5", "0.25", "1", "1", "-0.5"]
+    observed = {name.split()[0]: row["observed"].split()[0] for name, row in predicted.items()}
+    found = ["0.5", "1.5", "0.25", "0.5", "1.5", "0.25", "1", "1", "-0.5", "0.7", "0.7"]
+    assert [observed[f"({n})"] for n in range(1, 12)] == found
     assert rows["untied, raw: CE, first - every, nats"]["observed"].startswith("2 ")
     assert rows["tied, blind: norm, first / every"]["observed"].startswith("1.5 ")
 
@@ -100,6 +102,8 @@ FALSE = {
     "(4)": (BLIND, LAST, 3.0),
     "(5)": (BLIND, FIRST, 0.5),
     "(6)": (BLIND, LAST_BARE, 8.0),
+    "(10)": (UNTIED_BLIND, REST, 1.5),
+    "(11)": (BLIND, REST, 1.5),
 }
 
 
@@ -109,7 +113,7 @@ def test_a_prediction_of_the_largest_norm_fails_where_its_own_cell_is_otherwise(
     cells = world()
     for of_seed in cells[variant, setting]:
         of_seed[0] *= factor
-    failed = {name[:3] for name, row in rows_of(cells, tmp_path).items() if row["verdict"] == "not supported"}
+    failed = {name.split()[0] for name, row in rows_of(cells, tmp_path).items() if row["verdict"] == "not supported"}
     assert failed == {number}
 
 
@@ -137,6 +141,7 @@ def test_the_settings_are_of_one_rate_and_of_all_the_weight():
     for setting in (LAST, FIRST, LAST_BARE):
         weights = [float(weight) for weight in setting.loop_weights.split()]
         assert len(weights) == 4 and sum(weights) == 1.0
+    assert REST.loop_weights.split() == ["0"] + ["0.25"] * 3  # which every loop has otherwise
     assert (EVERY_BARE.momentum, LAST_BARE.momentum) == (0.0, 0.0)
 
 
