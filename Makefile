@@ -32,7 +32,7 @@ help:
 	@echo "make sizes      the untied pair at other widths and depths, into results/sizes (four to six hours)"
 	@echo "make multipliers  two N(0, 1) pairs with their embeddings multiplied, into results/multipliers (an hour or two)"
 	@echo "make momenta    the same pairs with less momentum, into results/momenta (an hour or less)"
-	@echo "make placements the same pairs with a loss after the first or last loop alone, into results/placements (an hour)"
+	@echo "make placements the same pairs with a loss after some loops alone, into results/placements (an hour)"
 	@echo "make remedies   blind models trained on with each remedy that their audits name, into results/remedies (an hour)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
 	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"

@@ -151,6 +151,8 @@ STORED = [
     ("rates", "results/rates/rates.md"),
     ("sizes", "results/sizes/sizes.md"),
     ("multipliers", "results/multipliers/multipliers.md"),
+    ("momenta", "results/momenta/momenta.md"),
+    ("placements", "results/placements/placements.md"),
     ("remedies", "results/remedies/remedies.md"),
     ("cpu", "results/cpu/comparison.md"),
     ("44m", "results/44m/comparison.md"),

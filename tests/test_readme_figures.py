@@ -4,14 +4,15 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from experiments.config import TRAINING_PRESETS
+from experiments.config import TRAINING_PRESETS, RunConfig
 from experiments.grids.design import Setting, column_of
+from experiments.grids.momenta import NAMES
 from experiments.grids.rates import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
 from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.measure.suite import SUITE
@@ -103,8 +104,8 @@ def test_sizes_and_budgets():
 
 
 def test_the_contrast_is_that_of_what_make_run_trains():
-    default = asdict(TRAINING_PRESETS["cpu"])
-    trained = {(run["variant"], run["seed"]): run["config"]["training"] for run in runs("contrast")}
+    default = TRAINING_PRESETS["cpu"]
+    trained = {(run["variant"], run["seed"]): RunConfig.from_dict(run["config"]).training for run in runs("contrast")}
     assert all(training == default for training in trained.values())
     blind, seen = ("scale_invariant", "scale_removing"), ("scale_visible", "norm_penalty")
     assert set(trained) == {(variant, seed) for variant in (*blind, *seen) for seed in range(3)}
@@ -112,8 +113,8 @@ def test_the_contrast_is_that_of_what_make_run_trains():
     assert norms[list(seen)].max() < 100 < norms[list(blind)].min()
     require_said("What `make run` trains, three variants beside it, and three seeds")
     require_said("its norm leaves the tens; where the head reads the state as it is")
-    require_said(f"It trains {default['steps']} steps on text that is already there")
-    assert {3 * run["config"]["training"]["steps"] for run in runs("cpu")} == {4 * default["steps"]}
+    require_said(f"It trains {default.steps} steps on text that is already there")
+    assert {3 * run["config"]["training"]["steps"] for run in runs("cpu")} == {4 * default.steps}
     require_said("`make sweep`, which trains a third longer")
 
 
@@ -124,8 +125,8 @@ def test_longer_training():
     trained = {(run["variant"], run["seed"]): run for run in runs("long")}
     of_pairs = [f"{cell}{readout}" for cell in CELLS_OF_PAIRS for readout in ("scale_invariant", "scale_visible")]
     assert set(trained) == {(variant, seed) for variant in (*of_pairs, "norm_penalty") for seed in range(3)}
-    longer = asdict(TRAINING_PRESETS["cpu"]) | {"steps": 1000}
-    assert all(run["config"]["training"] == longer for run in trained.values())
+    longer = replace(TRAINING_PRESETS["cpu"], steps=1000)
+    assert all(RunConfig.from_dict(run["config"]).training == longer for run in trained.values())
     assert all(run["config"]["training"]["steps"] == 200 for run in runs("cpu"))
     better = [run["counting"]["bigram"] - run["validation"]["cross_entropy"][-1] for run in trained.values()]
     require_said(f"Every run is better than counting now, by {min(better):.2f} to {max(better):.2f} nats")
@@ -343,16 +344,53 @@ def test_how_a_blind_norm_begins():
     require_said(f"(3e-4 at step 200, 1e-3 at 62, 3e-3 at 19) the blind norms are {spans}.")
 
 
+def observed_of(grid):
+    """What was observed, by quantity."""
+    rows = json.loads((ROOT / "results" / grid / "claims.json").read_text(encoding="utf-8"))
+    return {row["quantity"]: row["observed"].partition(" over ")[0] for row in rows}
+
+
+def least_to_most(values, form=".0f"):
+    return f"{values.min():{form}} to {values.max():{form}}"
+
+
+def test_how_a_norm_goes_on_without_momentum():
+    observed, common = observed_of("momenta"), table("momenta", "common")
+    usual = table("multipliers", "common").query("embedding_multiplier == 1").set_index(["variant", "step", "seed"])
+    further = []
+    for variant, step in (("untied_scale_invariant", 11), ("scale_invariant", 19)):
+        of = usual.loc[variant].sort_index()
+        assert (of.loc[step, "common_derivative"] > 0).all() and (of.loc[step, "l2_norm"].size == 3)
+        most = of["l2_norm"].groupby("seed").max()
+        further.append(f"{geometric_interval((most / of.loc[step, 'l2_norm']).tolist()).mean:.1f}")
+    require_said(f"by step 11 (untied) or 19 (tied), with another {further[0]} and {further[1]} times to go.")
+    tied, untied = (f"{n}, blind: largest norm at" for n in ("(1) tied", "(2) untied"))
+    require_said(f"the largest tied norm is {observed[f'{tied} 0 / at 0.9']} times that with 0.9, and the untied one")
+    require_said(f"the untied one {observed[f'{untied} 0 / at 0.9']} times: (1) and (2) are refuted")
+    half = [observed[f"{n}, blind: largest norm at 0.5 / at 0.9"] for n in ("(3) tied", "(4) untied")]
+    require_said(f"With 0.5 they are {half[0]} and {half[1]} times.")
+    bare = common.query("momentum == 0 and variant == 'scale_invariant'").set_index("step")
+    norms = [least_to_most(bare.loc[step, "l2_norm"]) for step in (34, 200)]
+    require_said(f"the norm is {norms[0]} at step 34 and {norms[1]} at step 200")
+    require_said(f"by {least_to_most(bare[bare.index >= 34]['common_derivative'], '.2g')} nats per e-fold. What asks")
+    require_said(f"untied {observed['(6) untied, raw: norm at 0 / at 0.9']} times without momentum.")
+    require_said(f"undecided, {observed['(5) tied, raw: norm at 0 / at 0.9']}; those models are hardly trained")
+    hardly = table("momenta", "runs").query("momentum == 0 and variant == 'scale_visible'")["cross_entropy"]
+    require_said(f"hardly trained without momentum, {t_interval(hardly.tolist()).text(4).replace(' [', ' nats [')}.")
+    price = {name: observed[f"{name}: CE at 0 - at 0.9, nats"] for name in NAMES.values()}
+    require_said(f"is undecided: tied {price['tied, blind']} nats blind and {price['tied, raw']} raw, untied")
+    require_said(f"untied {price['untied, blind']} blind and {price['untied, raw']} raw.")
+
+
 def multipliers():
     """What was observed, by quantity, and the token that went in: by variant, multiplier, step and seed."""
-    rows = json.loads((ROOT / "results" / "multipliers" / "claims.json").read_text(encoding="utf-8"))
     tables = []
     for path in sorted((ROOT / "results" / "multipliers").glob("*/tables/own_token.csv")):
         of_runs = pd.read_csv(path)
         of_runs[["variant", "seed"]] = of_runs["run"].str.rsplit("-", n=1, expand=True)
         tables.append(of_runs.assign(multiplier=float(path.parents[1].name)))
     own = pd.concat(tables).set_index(["variant", "multiplier", "step", "seed"]).sort_index()
-    return {row["quantity"]: row["observed"].partition(" over ")[0] for row in rows}, own
+    return observed_of("multipliers"), own
 
 
 def span(own, column, variant, multiplier, step, digits=0):
