@@ -109,10 +109,18 @@ def _resume(config: RunConfig, model: LoopedLM, optimisers: Sequence[Optimizer],
     if not path.exists():
         return 0
     saved = checkpoints.load(path)
-    if saved.config != config.to_dict():
+    if not _is_of(saved.config, config):
         raise RunError(f"{path} was made by another configuration; choose another --out, or delete that folder.")
     checkpoints.restore(saved, model, optimisers)
     return saved.step
+
+
+def _is_of(stored: dict[str, Any], config: RunConfig) -> bool:
+    """What an older version stored lacks the settings that came later; the run had their defaults."""
+    try:
+        return RunConfig.from_dict(stored) == config
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _optimise(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,3 +134,27 @@ def test_a_checkpoint_of_another_run_is_refused(make_config, synthetic, executio
     train(make_config(seed=0), synthetic.train, tmp_path, execution)
     with pytest.raises(RunError, match="another configuration"):
         train(make_config(seed=1), synthetic.train, tmp_path, execution)
+
+
+@pytest.mark.parametrize(
+    ("edit", "refused"),
+    [
+        (lambda config: config["training"].pop("momentum"), False),
+        (lambda config: config["training"].pop("steps"), True),
+        (lambda config: config["training"].update(unknown=1), True),
+    ],
+)
+def test_a_checkpoint_of_before_a_setting_came_is_gone_on_with(
+    edit, refused, make_config, synthetic, execution, tmp_path, monkeypatch
+):
+    train(make_config(), synthetic.train, tmp_path, execution)
+    load = checkpoints.load
+
+    def edited(path):
+        saved = load(path)
+        edit(saved.config)
+        return saved
+
+    monkeypatch.setattr(checkpoints, "load", edited)
+    with pytest.raises(RunError, match="another configuration") if refused else nullcontext():
+        train(make_config(), synthetic.train, tmp_path, execution)
