@@ -91,6 +91,7 @@ def _runs(grid: Grid, summaries: Sequence[dict[str, Any]], tables: Mapping[str, 
         identity(summary)
         | {
             "l2_norm": summary["validation"]["l2_norm"]["mean"][-1],
+            "first_norm": summary["validation"]["l2_norm"]["mean"][_first_with_a_loss(summary) - 1],
             "cross_entropy": summary["validation"]["cross_entropy"][-1],
         }
         for summary in summaries
@@ -99,6 +100,12 @@ def _runs(grid: Grid, summaries: Sequence[dict[str, Any]], tables: Mapping[str, 
     others = [common.apply(of_course).rename(name) for name, of_course in grid.courses.items()]
     of_runs = pd.concat([courses, *ends, *others], axis=1)
     return pd.DataFrame(rows).join(of_runs, on=keys).sort_values(keys, ignore_index=True)
+
+
+def _first_with_a_loss(summary: dict[str, Any]) -> int:
+    config = RunConfig.from_dict(summary["config"])
+    weights = config.supervision.loop_weights(config.model.num_loops)
+    return next(loop for loop, weight in enumerate(weights, 1) if weight != 0.0)
 
 
 def _cell_table(grid: Grid, runs: pd.DataFrame) -> str:

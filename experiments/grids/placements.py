@@ -6,8 +6,8 @@ growing although the last loop's loss has stopped asking for a larger vector com
 (`loopsight/common_vector.py`), the first loop's still asks; with a loss after the last loop alone, the norm stops
 where that loss stops asking, but for what momentum adds.
 
-The predictions (1) to (9) were made before any run with other weights than equal ones, (10) and (11) before any that
-only the first loop's loss is taken from (LOG.md, 2026-11-30).
+The predictions (1) to (9) were made before any run with other weights than equal ones, (10) to (12) before any
+that only the first loop's loss is taken from was looked at (LOG.md, 2026-11-30).
 """
 
 from pathlib import Path
@@ -54,6 +54,21 @@ def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
     return (
         norms(f"({number}) {NAMES[variant]}: norm, last / every", *cells, "above", 0.5),
         norms(f"({number}) the same, its upper bound", *cells, "below", 2.0),
+    )
+
+
+def _same_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
+    """The norm at the first loop that has a loss: the second loop's over the first's, put between 2/3 and 3/2."""
+    cells = (variant, REST), (variant, FIRST)
+    return (
+        norms(
+            f"({number}) {NAMES[variant]}: norm at the first loop with a loss, all but the first / first",
+            *cells,
+            "above",
+            2 / 3,
+            "first_norm",
+        ),
+        norms(f"({number}) {NAMES[variant]}: the same, its upper bound", *cells, "below", 1.5, "first_norm"),
     )
 
 
@@ -112,6 +127,16 @@ PLACEMENT_GRID = Grid(
                 0.9,
             )
             for number, variant in ((10, UNTIED_BLIND), (11, BLIND))
+        ),
+        *(row for variant in (UNTIED_BLIND, BLIND) for row in _same_norm(12, variant)),
+        *(
+            norms(
+                f"{name}: norm at the first loop with a loss, last / first",
+                (variant, LAST),
+                (variant, FIRST),
+                column="first_norm",
+            )
+            for variant, name in NAMES.items()
         ),
         *(
             norms(f"{name}: norm, {PLACEMENTS[setting]} / every", (variant, setting), (variant, EVERY))

@@ -44,6 +44,7 @@ def world():
                 largest = 800.0 * OF_BLIND[setting] if variant in (BLIND, UNTIED_BLIND) else 80.0
                 largest *= 1 + 0.01 * seed
                 run = summary_of(variant, setting, seed, norm=largest / 2, loss=3.0 + list(PLACEMENTS).index(setting))
+                run["validation"]["l2_norm"]["mean"][:2] = [40.0, 44.0]
                 cells.setdefault((variant, setting), []).append([largest, -0.5, run])
     return cells
 
@@ -77,11 +78,12 @@ def test_planted_norms_are_found(tmp_path):
     rows = rows_of(world(), tmp_path)
     predicted = {name: row for name, row in rows.items() if row["predicted"] != "none made"}
     assert {row["verdict"] for row in predicted.values()} == {"supported"}
-    assert {name.split()[0] for name in predicted} == {f"({n})" for n in range(1, 12)}
+    assert {name.split()[0] for name in predicted} == {f"({n})" for n in range(1, 13)}
     assert len(rows) == len(PLACEMENT_GRID.judgements)
     observed = {name.split()[0]: row["observed"].split()[0] for name, row in predicted.items()}
-    found = ["0.5", "1.5", "0.25", "0.5", "1.5", "0.25", "1", "1", "-0.5", "0.7", "0.7"]
-    assert [observed[f"({n})"] for n in range(1, 12)] == found
+    found = ["0.5", "1.5", "0.25", "0.5", "1.5", "0.25", "1", "1", "-0.5", "0.7", "0.7", "1.1"]
+    assert [observed[f"({n})"] for n in range(1, 13)] == found
+    assert rows["untied, blind: norm at the first loop with a loss, last / first"]["observed"].startswith("5.2 ")
     assert rows["untied, raw: CE, first - every, nats"]["observed"].startswith("2 ")
     assert rows["tied, blind: norm, first / every"]["observed"].startswith("1.5 ")
 
@@ -134,6 +136,16 @@ def test_a_first_loop_that_no_longer_asks_is_seen(variant, tmp_path):
         of_seed[1] = 0.5
     (failed,) = [name for name, row in rows_of(cells, tmp_path).items() if row["verdict"] == "not supported"]
     assert failed.startswith(f"(9) {NAMES[variant]}, no momentum")
+
+
+@pytest.mark.parametrize("variant", [BLIND, UNTIED_BLIND])
+@pytest.mark.parametrize(("factor", "suffix"), [(0.5, "all but the first / first"), (2.0, "the same, its upper bound")])
+def test_the_norm_at_the_first_loop_with_a_loss_must_stay_between_its_bounds(variant, factor, suffix, tmp_path):
+    cells = world()
+    for *_, run in cells[variant, REST]:
+        run["validation"]["l2_norm"]["mean"][1] *= factor
+    (failed,) = [name for name, row in rows_of(cells, tmp_path).items() if row["verdict"] == "not supported"]
+    assert failed.startswith(f"(12) {NAMES[variant]}") and failed.endswith(suffix)
 
 
 def test_the_settings_are_of_one_rate_and_of_all_the_weight():
