@@ -184,7 +184,7 @@ def draw_sizes(path: Path, runs: pd.DataFrame, looks: dict[str, Look]) -> None:
     def finish(axes: Axes) -> None:
         axes.set(xlabel="learning rate x width", ylabel="RMS after the last loop", xscale="log")
 
-    _draw_by_variant(path, rows, "product", "rms", looks, finish)
+    _draw_by_variant(path, rows, "product", "rms", looks, "viridis", finish)
 
 
 def draw_courses(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> None:
@@ -202,15 +202,21 @@ def draw_courses(path: Path, common: pd.DataFrame, looks: dict[str, Look]) -> No
         _step_axis(axes)
         axes.set(ylabel="mean L2 norm after the last loop")
 
-    _draw_by_variant(path, common, "step", "l2_norm", looks, finish)
+    _draw_by_variant(path, common, "step", "l2_norm", looks, PALETTE, finish)
 
 
 def _draw_by_variant(
-    path: Path, rows: pd.DataFrame, x: str, y: str, looks: dict[str, Look], finish: Callable[[Axes], object]
+    path: Path,
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    looks: dict[str, Look],
+    palette: str,
+    finish: Callable[[Axes], object],
 ) -> None:
     """A panel a variant; in each a line for every `line` of the rows, in their order."""
     names = rows["line"].unique()
-    colours = dict(zip(names, sns.color_palette("viridis", len(names)).as_hex(), strict=True))
+    colours = dict(zip(names, sns.color_palette(palette, len(names)).as_hex(), strict=True))
     with sns.axes_style("whitegrid"):
         figure, grid = plt.subplots(1, len(looks), figsize=(4.5 * len(looks), 4.1), layout="constrained", sharey=True)
         for axes, (variant, look) in zip(np.atleast_1d(grid), looks.items(), strict=True):

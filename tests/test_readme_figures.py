@@ -382,6 +382,81 @@ def test_how_a_norm_goes_on_without_momentum():
     require_said(f"untied {price['untied, blind']} blind and {price['untied, raw']} raw.")
 
 
+def test_where_the_loss_is():
+    observed, blind, apart = observed_of("placements"), "scale_invariant", "untied_scale_invariant"
+    final = [observed[f"{head}, blind: norm, last / every"] for head in ("untied", "tied")]
+    require_said(f"the final norm is {final[0]} (untied) and {final[1]} times (tied) that with one after every loop")
+    largest = [observed[f"{name}: largest norm, last / every"] for name in ("(1) untied, blind", "(4) tied, blind")]
+    bare = [observed[f"({n}, blind, no momentum: largest norm, last / every"] for n in ("3) untied", "6) tied")]
+    require_said(
+        f"the largest, {largest[0]} and {largest[1]} times, and the same without momentum, {' and '.join(bare)}"
+    )
+    first = [observed[f"({n}, blind: largest norm, first / every"] for n in ("2) untied", "5) tied")]
+    require_said(f"alone the largest is {first[0]} and {first[1]} times as large")
+    rest = [observed[f"({n}, blind: largest norm, all but the first / every"] for n in ("10) untied", "11) tied")]
+    require_said(f"is enough for {rest[0]} and {rest[1]} times.")
+    of_runs = table("placements", "runs").set_index(["momentum", "loop_weights", "variant"]).sort_index()
+    asked = [-of_runs.loc[(0.0, "equal", variant), "first_asks"] for variant in (apart, blind)]
+    require_said(
+        f"by {least_to_most(asked[0], '.2f')} nats per e-fold untied and {least_to_most(asked[1], '.1f')} tied"
+    )
+    at = {
+        variant: [
+            least_to_most(of_runs.loc[(0.9, weights, variant), "first_norm"], form)
+            for weights in ("1 0 0 0", "0 0.25 0.25 0.25", "0 0 0 1", "equal")
+        ]
+        for variant, form in ((apart, ".1f"), (blind, ".0f"))
+    }
+    require_said(
+        "untied it is {} at loop 1 (first alone), {} at loop 2 (all but the first) and {} at loop 4".format(*at[apart])
+    )
+    require_said("(last alone); tied {}, {} and {}.".format(*at[blind]))
+    require_said(f"With a loss after every loop it is {at[apart][3]} and {at[blind][3]}.")
+    every = [geometric_interval(of_runs.loc[(0.9, "equal", v), "l2_norm"].tolist()).mean for v in (apart, blind)]
+    require_said("after loop 4 it is {:.0f} and {:.0f}.".format(*every))
+    raw = [observed[f"({n}, raw: norm, last / every"] for n in ("8) untied", "7) tied")]
+    require_said(f"the last, {raw[0]} times (untied) and {raw[1]} (tied)")
+
+
+def test_the_summary_of_where_the_loss_is():
+    observed = observed_of("placements")
+    quotients = [
+        [observed[f"{name}: norm, {where} / every"].split()[0] for name in names]
+        for where, names in (
+            ("last", ("tied, blind", "untied, blind")),
+            ("all but the first", ("tied, blind", "untied, blind")),
+            ("last", ("(7) tied, raw", "(8) untied, raw")),
+        )
+    ]
+    require_said("blind norms of both pairs end with {} and {} times those with one after every loop".format(*quotients[0]))
+    require_said("without the first loop's loss with {} and {} times".format(*quotients[1]))
+    require_said("and raw ones with {} and {}. At a higher rate".format(*quotients[2]))
+
+
+def test_what_it_costs_to_take_a_loss_away():
+    observed, blind, apart = observed_of("placements"), "scale_invariant", "untied_scale_invariant"
+    rest, last = (
+        [observed[f"{head}, blind: CE, {where} - every, nats"] for head in ("untied", "tied")]
+        for where in ("all but the first", "last")
+    )
+    require_said(f"the last loop's is lower untied, {rest[0]} nats, and undecided tied, {rest[1]};")
+    require_said(f"the last loop's is lower, {last[0]} untied and {last[1]} tied")
+
+    def after_one(folder, variant, form):
+        packed = [run["validation"]["cross_entropy"][0] for run in runs(folder) if run["variant"] == variant]
+        return least_to_most(pd.Series(packed), form)
+
+    every = after_one("multipliers/1", apart, ".2f")
+    require_said(f"gets worse, {after_one('placements/all-but-first', apart, '.2f')} nats for {every} untied.")
+    alone = after_one("placements/last", apart, ".2f"), after_one("placements/last", blind, ".1f")
+    require_said("and the first's is {} and {}: whoever stops".format(*alone))
+    norms = {size: after(size, 4)["l2_norm"] for size in ("cpu", "44m")}
+    quotients = {size: (of["terminal_scale_invariant"] / of[blind]).dropna() for size, of in norms.items()}
+    require_said(f"alone leaves {least_to_most(quotients['cpu'], '.3f')} times the tied norm (three seeds")
+    (only,) = quotients["44m"]
+    require_said(f"400 steps, {only:.2f} times (one seed")
+
+
 def multipliers():
     """What was observed, by quantity, and the token that went in: by variant, multiplier, step and seed."""
     tables = []
