@@ -128,6 +128,7 @@ placements: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/placements/last,--steps 200 --learning-rate 1e-3 --loop-weights 0 0 0 1)
 	$(call train,$(PAIRS),runs/placements/first,--steps 200 --learning-rate 1e-3 --loop-weights 1 0 0 0)
 	$(call train,$(PAIRS),runs/placements/all-but-first,--steps 200 --learning-rate 1e-3 --loop-weights 0 0.25 0.25 0.25)
+	$(call train,$(PAIRS),runs/placements/all-but-last,--steps 200 --learning-rate 1e-3 --loop-weights 0.25 0.25 0.25 0)
 	$(call train,$(PAIRS),runs/placements/last-0,--steps 200 --learning-rate 1e-3 --momentum 0 --loop-weights 0 0 0 1)
 	$(BIN)/python experiments/grid.py placements runs/placements results/momenta results/multipliers
 

@@ -428,7 +428,9 @@ def test_the_summary_of_where_the_loss_is():
             ("last", ("(7) tied, raw", "(8) untied, raw")),
         )
     ]
-    require_said("blind norms of both pairs end with {} and {} times those with one after every loop".format(*quotients[0]))
+    require_said(
+        "blind norms of both pairs end with {} and {} times those with one after every loop".format(*quotients[0])
+    )
     require_said("without the first loop's loss with {} and {} times".format(*quotients[1]))
     require_said("and raw ones with {} and {}. At a higher rate".format(*quotients[2]))
 

@@ -39,7 +39,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "scale_sensitivity": ("factor", "cross_entropy", "change"),
     "attribution": ("step_from", "step_to", "group", "contribution"),
     "pressure": ("step", "k0_pressure", "norm"),
-    "common": ("step", "l2_norm", "common_fraction", "common_derivative"),
+    "common": ("step", "l2_norm", "common_fraction", "common_derivative", "first_common_derivative"),
     "own_token": ("step", "embedding_left", "centred_left", "norm_ratio", "own_logit"),
     "deferred": ("k", "factor", "visibility", "immediate_visibility", "theory_exponent", "fitted_exponent"),
     "coefficient_law": ("placement", "coefficient_predicted", "coefficient_seen"),

@@ -23,13 +23,14 @@ from experiments.grids.multipliers import BLIND, RAW, TIED, UNTIED, UNTIED_BLIND
 
 EVERY, EVERY_BARE = USUAL, NONE
 LAST, FIRST = EVERY._replace(loop_weights="0 0 0 1"), EVERY._replace(loop_weights="1 0 0 0")
-REST = EVERY._replace(loop_weights="0 0.25 0.25 0.25")
+REST, OTHERS = (EVERY._replace(loop_weights=weights) for weights in ("0 0.25 0.25 0.25", "0.25 0.25 0.25 0"))
 LAST_BARE = EVERY_BARE._replace(loop_weights=LAST.loop_weights)
 PLACEMENTS = {
     EVERY: "every loop",
     LAST: "last",
     FIRST: "first",
     REST: "all but the first",
+    OTHERS: "all but the last",
     EVERY_BARE: "every, no momentum",
     LAST_BARE: "last, no momentum",
 }
@@ -130,6 +131,16 @@ PLACEMENT_GRID = Grid(
         ),
         *(row for variant in (UNTIED_BLIND, BLIND) for row in _same_norm(12, variant)),
         *(
+            _largest(
+                f"(13) {NAMES[variant]}: largest norm, all but the last / every",
+                (variant, OTHERS),
+                (variant, EVERY),
+                "above",
+                0.9,
+            )
+            for variant in (UNTIED_BLIND, BLIND)
+        ),
+        *(
             norms(
                 f"{name}: norm at the first loop with a loss, last / first",
                 (variant, LAST),
@@ -141,13 +152,13 @@ PLACEMENT_GRID = Grid(
         *(
             norms(f"{name}: norm, {PLACEMENTS[setting]} / every", (variant, setting), (variant, EVERY))
             for variant, name in NAMES.items()
-            for setting in (LAST, FIRST, REST)
+            for setting in (LAST, FIRST, REST, OTHERS)
             if (setting, variant) not in ((LAST, RAW), (LAST, UNTIED_RAW))
         ),
         *(
             losses(f"{name}: CE, {PLACEMENTS[setting]} - every, nats", (variant, setting), (variant, EVERY))
             for variant, name in NAMES.items()
-            for setting in (LAST, FIRST, REST)
+            for setting in (LAST, FIRST, REST, OTHERS)
         ),
     ),
     draw=_draw,

@@ -16,7 +16,7 @@ RATES = ROOT / "results" / "rates"
 USED_AGAIN = {
     "sizes": {"rates": {Setting(1e-3), Setting(3e-3)}},
     "momenta": {"multipliers": {Setting(1e-3)}},
-    "placements": {"multipliers": {Setting(1e-3)}, "momenta": {Setting(1e-3, momentum=0.0)}},
+    "placements": {"momenta": {Setting(1e-3, momentum=0.0)}, "multipliers": {Setting(1e-3)}},
 }
 """By grid: others, and what settings are taken from their runs."""
 
