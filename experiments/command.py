@@ -80,7 +80,7 @@ class Arguments:
     """adamw (the paper), sgd with momentum, or muon for the matrices of the stack and AdamW for the rest; the
     preset's when not given (adamw)."""
     momentum: float | None = None
-    """Of SGD, and AdamW's beta1; the preset's when not given (0.9)."""
+    """Of SGD, and AdamW's beta1 (Muon keeps its own); the preset's when not given (0.9)."""
     schedule: Literal["constant", "cosine"] | None = None
     """Learning rate after warm-up; the preset's when not given (constant)."""
     warmup_steps: int | None = None
@@ -241,7 +241,7 @@ def _size(arguments: Arguments) -> ModelConfig:
 
 
 def _require_weights(loop_weights: tuple[float, ...] | None, variants: Sequence[Variant], num_loops: int) -> None:
-    for variant in variants:
+    for variant in variants if loop_weights is not None else ():
         try:
             weighted(variant.supervision, loop_weights).loop_weights(num_loops)
         except ValueError as error:

@@ -146,8 +146,8 @@ def require_comparable(summaries: Sequence[dict[str, Any]], free: Sequence[str] 
     for summary, config in zip(summaries, configs, strict=True):
         if config.kind(free) != configs[0].kind(free):
             raise UsageError(
-                f"{summaries[0]['run']} and {summary['run']} differ in size, training, data or loops and cannot be "
-                "compared; put runs of one kind into one folder."
+                f"{summaries[0]['run']} and {summary['run']} differ in size, training, data, loops or their weights "
+                "and cannot be compared; put runs of one kind into one folder."
             )
     if len({(config.name, config.kind()) for config in configs}) < len(configs):
         raise UsageError("a run was given twice; seeds must differ, or their interval means nothing.")

@@ -149,6 +149,13 @@ class RunConfig:
         return cls(**(values | nested))
 
 
+def loop_weights_of(config: RunConfig) -> str:
+    """The weights of the loops' losses, as on the command line; `equal` where they are alike and add up to 1."""
+    weights = config.supervision.loop_weights(config.model.num_loops)
+    alike = (1.0 / len(weights),) * len(weights)
+    return "equal" if weights == alike else " ".join(f"{weight:g}" for weight in weights)
+
+
 def weighted(supervision: Supervision, loop_weights: tuple[float, ...] | None) -> Supervision:
     """With these weights of the loops' losses; as it is when None.
 
@@ -181,8 +188,8 @@ def resolve(
     training = replace(training, **chosen.training)
     if training.batch_size > len(tokens.train):  # which would fill the memory with repetitions
         raise UsageError(
-            f"a batch of {training.batch_size:,} sequences is more than the {len(tokens.train):,} training tokens of "
-            "the corpus can fill; choose a smaller --batch-size, or more text with --data."
+            f"a batch of {training.batch_size:,} sequences has more of them than the corpus has training tokens, "
+            f"{len(tokens.train):,}; choose a smaller --batch-size, or more text with --data."
         )
     return RunConfig(
         variant=variant,

@@ -5,7 +5,9 @@ A message is one sentence: what was wrong, where, and what to do about it.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 OURS = ("experiments", "models", "theory", "loopsight", "benchmarks")
 INSTALL = 'pip install -e ".[dev]"'
@@ -41,6 +43,22 @@ def require_at_least(least: int, **options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+
+
+@contextmanager
+def finite_numbers(path: Path) -> Iterator[None]:
+    """What is written of a run must be strict JSON.
+
+    Raises:
+        RunError: a number is NaN or infinite.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(
+            f"a number for {path} is NaN or infinite: states of the model overflowed or vanished; try a lower "
+            "--learning-rate, or an --embedding-multiplier nearer to 1."
+        ) from error
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -131,17 +131,20 @@ def _next_norm(variant: Variant, state: StateMeasurement) -> Iterator[Row]:
 
 def _exits(variant: Variant, model: ModelConfig, validation: Validation) -> Iterator[Row]:
     first, last = validation.cross_entropy[0], validation.cross_entropy[-1]
-    usable = variant.supervision.placement == "per_loop"
+    *earlier, _ = weights = variant.supervision.loop_weights(len(validation.cross_entropy))
+    side: Side | None = "below" if all(weights) else None if any(earlier) else "above"
+    bounds = {"below": f"below {EXITS_USABLE:g} nats", "above": f"above {EXITS_UNUSABLE:g} nats", None: "none made"}
+    verdict: Verdict = "no prediction"
     learnt = last < math.log(model.vocab_size)  # of a model worse than guessing an early exit costs nothing
+    if side is not None:
+        verdict = below_or_above(first - last, EXITS_USABLE, EXITS_UNUSABLE, side) if learnt else "inconclusive"
     yield Row(
         quantity="cross-entropy lost by leaving after loop 1",
         basis="empirical",
-        predicted=f"below {EXITS_USABLE:g} nats" if usable else f"above {EXITS_UNUSABLE:g} nats",
+        predicted=bounds[side],
         observed=f"{first - last:+.2g} nats ({first:.3f} against {last:.3f})"
         + ("" if learnt else ", worse than guessing"),
-        verdict=below_or_above(first - last, EXITS_USABLE, EXITS_UNUSABLE, "below" if usable else "above")
-        if learnt
-        else "inconclusive",
+        verdict=verdict,
     )
 
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from experiments.config import RunConfig
 from experiments.corpus import TokenCorpus
 from experiments.environment import describe
-from experiments.errors import RunError, UsageError
+from experiments.errors import RunError, UsageError, finite_numbers
 from experiments.expectations import as_dicts, table
 from experiments.files import exclusive, write_json
 from experiments.measure.counting import counting
@@ -65,7 +65,8 @@ def run(
         from experiments.figures import draw_run  # matplotlib takes seconds to import; only a finished run needs it
 
         draw_run(folder, summary, read_metrics(folder / METRICS))
-        write_json(folder / SUMMARY, summary)  # last: with it a run is finished
+        with finite_numbers(folder / SUMMARY):
+            write_json(folder / SUMMARY, summary)  # last: with it a run is finished
     return summary
 
 
@@ -106,6 +107,7 @@ def _summarise(config: RunConfig, corpus: TokenCorpus, model: LoopedLM, folder: 
     other_loops = None
     if num_loops != trained_loops:
         other_loops = asdict(validate(model, windows, num_loops=num_loops, batch_size=EVALUATION_BATCH))
+    trained_as = replace(find(config.variant), supervision=config.supervision)  # with its own weights of the loops
     return {
         "run": config.name,
         "variant": config.variant,
@@ -120,7 +122,7 @@ def _summarise(config: RunConfig, corpus: TokenCorpus, model: LoopedLM, folder: 
         "validation_at_num_loops": other_loops,
         "counting": asdict(counting(_seen(config, corpus), windows, config.model.vocab_size)),
         "state": asdict(state),
-        "table": as_dicts(table(find(config.variant), config.model, validation, state)),
+        "table": as_dicts(table(trained_as, config.model, validation, state)),
     }
 
 

@@ -221,7 +221,7 @@ def _draw_by_variant(
         figure, grid = plt.subplots(1, len(looks), figsize=(4.5 * len(looks), 4.1), layout="constrained", sharey=True)
         for axes, (variant, look) in zip(np.atleast_1d(grid), looks.items(), strict=True):
             of_variant = rows[rows["variant"] == variant].assign(variant=lambda frame: frame["line"])
-            styles = {name: replace(look, colour=colour, dashes="") for name, colour in colours.items()}
+            styles = {name: replace(look, colour=colour, marker="o", dashes="") for name, colour in colours.items()}
             lines(axes, of_variant, x, y, styles)
             axes.set(title=variant)
             finish(axes)

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import RunError
-
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -32,26 +30,10 @@ def write_json(path: Path, value: Any) -> None:
     """Write strict JSON.
 
     Raises:
-        RunError: a number is NaN or infinite.
+        ValueError: a number is NaN or infinite, which would make the file unreadable elsewhere.
     """
-    text = strict_json(path, value, indent=2)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def strict_json(path: Path, value: Any, *, indent: int | None = None) -> str:
-    """The text of a value for a file; NaN and infinity would make it unreadable elsewhere.
-
-    Raises:
-        RunError: a number is NaN or infinite.
-    """
-    try:
-        return json.dumps(value, indent=indent, allow_nan=False)
-    except ValueError as error:
-        raise RunError(
-            f"a number for {path} is NaN or infinite: states of the model overflowed or vanished; try a lower "
-            "--learning-rate, or an --embedding-multiplier nearer to 1."
-        ) from error
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

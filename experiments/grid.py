@@ -2,6 +2,8 @@
 
 python experiments/grid.py rates runs/rates                  a folder of runs for every setting (`make rates`)
 python experiments/grid.py multipliers runs/multipliers      likewise (`make multipliers`)
+python experiments/grid.py momenta runs/momenta results/multipliers    some of the grid's runs are committed already
+python experiments/grid.py placements runs/placements results/momenta results/multipliers    likewise
 python experiments/grid.py sizes runs/sizes results/rates    some of the grid's runs are committed already
 python experiments/grid.py rates results/rates               packed already
 """

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.config import TRAINING_PRESETS, RunConfig
+from experiments.config import TRAINING_PRESETS, RunConfig, loop_weights_of
 from models import PRESETS
 
 
@@ -59,12 +59,12 @@ def _of_training(configs: Sequence[RunConfig]) -> str:
     rates, momenta = (
         sorted({getattr(config.training, name) for config in configs}) for name in ("learning_rate", "momentum")
     )
-    weights = sorted({config.supervision.weights for config in configs if config.supervision.weights is not None})
+    weights = sorted({loop_weights_of(config) for config in configs if config.supervision.placement == "per_loop"})
     text = f"learning rate{'s' * (len(rates) > 1)} {', '.join(f'{rate:g}' for rate in rates)}"
     if momenta != [TRAINING_PRESETS[configs[0].preset].momentum]:
         text += f", momentum {', '.join(f'{momentum:g}' for momentum in momenta)}"
-    if weights:
-        text += f", loop weights {', '.join(' '.join(f'{weight:g}' for weight in of) for of in weights)}"
+    if weights not in ([], ["equal"]):
+        text += f", loop weights {', '.join(weights)}"
     return text
 
 

@@ -20,11 +20,9 @@ NAME = "remedies"
 def main() -> None:
     """Parse the command line and carry it out."""
     from experiments.corpus import default_cache
-    from experiments.errors import UsageError
     from experiments.files import write_json
     from experiments.readme import ROOT, place_of, read_text, replace_section, section
     from experiments.treatments.compare import TIED, UNTIED, compare_arms
-    from experiments.treatments.store import stored
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=[TIED, UNTIED], help="blind ones (default: %(default)s)")
@@ -42,13 +40,21 @@ def main() -> None:
     arguments = parser.parse_args()
     readme = arguments.readme or place_of(NAME)
     section(read_text(readme), NAME)  # before anything is trained
-    runs = _trained(arguments) if arguments.arms is None else stored(arguments.arms)
-    if unfinished := [run["run"] for run in runs if not run["complete"]]:
-        raise UsageError(f"{arguments.arms} lacks arms of {', '.join(unfinished)}; train them before comparing any.")
+    runs = _trained(arguments) if arguments.arms is None else _complete(arguments.arms)
     text = compare_arms(runs, arguments.results)
     write_json(arguments.results / "arms.json", runs)
     replace_section(readme, NAME, text)
     print(text)
+
+
+def _complete(path: Path) -> list[dict[str, Any]]:
+    from experiments.errors import UsageError
+    from experiments.treatments.store import stored
+
+    runs = stored(path)
+    if unfinished := [run["run"] for run in runs if not run["complete"]]:
+        raise UsageError(f"{path} lacks arms of {', '.join(unfinished)}; train them before comparing any.")
+    return runs
 
 
 def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:

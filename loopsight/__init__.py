@@ -23,8 +23,7 @@ Each module is one idea; its functions are imported from it:
     remedies        a penalty, a norm between loops, damping, a readout that sees the scale: a line each
 """
 
-import importlib
-import importlib.util
+import importlib as _importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,24 +34,35 @@ if TYPE_CHECKING:
     from loopsight.protocol import LoopedMaps, LoopedModel, unroll
     from loopsight.radial import radial_gradient_fraction
 else:
-    _MODULES = {
-        "auditing.report": ("AuditReport",),
-        "auditing.run": ("audit",),
-        "growth": ("AsymptoticStep", "asymptotic_slope", "asymptotic_step", "regime_number"),
-        "monitor": ("LoopMonitor",),
-        "protocol": ("LoopedMaps", "LoopedModel", "unroll"),
-        "radial": ("radial_gradient_fraction",),
+    # Imported when asked for: torch takes seconds, in which the command `loopsight` can be interrupted.
+    _HOMES = {
+        "AsymptoticStep": "growth",
+        "AuditReport": "auditing.report",
+        "LoopMonitor": "monitor",
+        "LoopedMaps": "protocol",
+        "LoopedModel": "protocol",
+        "asymptotic_slope": "growth",
+        "asymptotic_step": "growth",
+        "audit": "auditing.run",
+        "radial_gradient_fraction": "radial",
+        "regime_number": "growth",
+        "unroll": "protocol",
     }
 
     def __getattr__(name):
-        """A name of `__all__`, or a module, imported when it is asked for: torch takes seconds, and the command
-        `loopsight` can be interrupted in them."""
-        for module, names in _MODULES.items():
-            if name in names:
-                return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-        if importlib.util.find_spec(f"{__name__}.{name}") is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return importlib.import_module(f"{__name__}.{name}")
+        """A name of `__all__`, or a module of the package."""
+        if name in _HOMES:
+            globals()[name] = getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+            return globals()[name]
+        try:
+            return _importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":  # something that the module needs
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
 
 
 __all__ = [

@@ -36,10 +36,12 @@ class Supervision:
     def __post_init__(self) -> None:
         if self.placement not in ("terminal", "per_loop"):
             raise ValueError(f"unknown placement '{self.placement}'; known: terminal, per_loop.")
-        if self.weights is not None and (self.placement != "per_loop" or not all(map(math.isfinite, self.weights))):
-            raise ValueError(f"weights belong to the placement 'per_loop' and must be finite, got {self}.")
-        if self.weights is not None and not any(self.weights):
-            raise ValueError(f"at least one weight must differ from zero, got {self}.")
+        if self.weights is not None and self.placement != "per_loop":
+            raise ValueError(f"weights belong to the placement 'per_loop', and this one is '{self.placement}'.")
+        if self.weights is not None and not (
+            any(self.weights) and all(0.0 <= weight < math.inf for weight in self.weights)
+        ):
+            raise ValueError(f"weights must be finite, not negative and not all zero, got {self.weights}.")
         if self.norm_penalty is not None and not self.norm_penalty > 0.0:
             raise ValueError(f"norm_penalty must be positive, or None for no penalty; got {self.norm_penalty}.")
 

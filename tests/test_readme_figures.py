@@ -354,6 +354,13 @@ def least_to_most(values, form=".0f"):
     return f"{values.min():{form}} to {values.max():{form}}"
 
 
+def growth_after(step, momentum):
+    """Of untied blind norms, to the largest."""
+    of = table("momenta", "common").query(f"momentum == {momentum} and variant == 'untied_scale_invariant'")
+    norms = of.pivot(index="seed", columns="step", values="l2_norm")
+    return least_to_most(norms.max(axis=1) / norms[step], ".2f")
+
+
 def test_how_a_norm_goes_on_without_momentum():
     observed, common = observed_of("momenta"), table("momenta", "common")
     usual = table("multipliers", "common").query("embedding_multiplier == 1").set_index(["variant", "step", "seed"])
@@ -365,14 +372,25 @@ def test_how_a_norm_goes_on_without_momentum():
         further.append(f"{geometric_interval((most / of.loc[step, 'l2_norm']).tolist()).mean:.1f}")
     require_said(f"by step 11 (untied) or 19 (tied), with another {further[0]} and {further[1]} times to go.")
     tied, untied = (f"{n}, blind: largest norm at" for n in ("(1) tied", "(2) untied"))
-    require_said(f"the largest tied norm is {observed[f'{tied} 0 / at 0.9']} times that with 0.9, and the untied one")
+    largest = observed[f"{tied} 0 / at 0.9"]
+    require_said(f"the largest tied norm of the kept steps is {largest} times that with 0.9, and the untied one")
     require_said(f"the untied one {observed[f'{untied} 0 / at 0.9']} times: (1) and (2) are refuted")
     half = [observed[f"{n}, blind: largest norm at 0.5 / at 0.9"] for n in ("(3) tied", "(4) untied")]
-    require_said(f"With 0.5 they are {half[0]} and {half[1]} times.")
+    require_said(f"With 0.5 they are {half[0]} and {half[1]} times;")
+    require_said(f"is larger without, {observed['tied, blind: norm at 0 / at 0.9']} times.")
+    after_11 = [growth_after(11, momentum) for momentum in (0.0, 0.9)]
+    require_said("grows another {} times without momentum and {} times with 0.9".format(*after_11))
     bare = common.query("momentum == 0 and variant == 'scale_invariant'").set_index("step")
     norms = [least_to_most(bare.loc[step, "l2_norm"]) for step in (34, 200)]
     require_said(f"the norm is {norms[0]} at step 34 and {norms[1]} at step 200")
-    require_said(f"by {least_to_most(bare[bare.index >= 34]['common_derivative'], '.2g')} nats per e-fold. What asks")
+    require_said(f"by {least_to_most(bare[bare.index >= 34]['common_derivative'], '.2g')} nats per e-fold. The first")
+    asked = -bare.loc[[34, 62, 111], "first_common_derivative"]
+    require_said(f"a larger one up to step 111, by {least_to_most(asked, '.2g')} nats:")
+    at_6 = [
+        least_to_most(common.query(f"momentum == {m} and variant == 'scale_invariant' and step == 6")["l2_norm"])
+        for m in (0.0, 0.9)
+    ]
+    require_said("at step 6 the norms are already {} for {} tied".format(*at_6))
     require_said(f"untied {observed['(6) untied, raw: norm at 0 / at 0.9']} times without momentum.")
     require_said(f"undecided, {observed['(5) tied, raw: norm at 0 / at 0.9']}; those models are hardly trained")
     hardly = table("momenta", "runs").query("momentum == 0 and variant == 'scale_visible'")["cross_entropy"]
@@ -388,13 +406,12 @@ def test_where_the_loss_is():
     require_said(f"the final norm is {final[0]} (untied) and {final[1]} times (tied) that with one after every loop")
     largest = [observed[f"{name}: largest norm, last / every"] for name in ("(1) untied, blind", "(4) tied, blind")]
     bare = [observed[f"({n}, blind, no momentum: largest norm, last / every"] for n in ("3) untied", "6) tied")]
-    require_said(
-        f"the largest, {largest[0]} and {largest[1]} times, and the same without momentum, {' and '.join(bare)}"
-    )
+    require_said(f"the largest of the kept steps {largest[0]} and {largest[1]} times, and the same without momentum")
+    require_said(f"without momentum, {' and '.join(bare)}.")
     first = [observed[f"({n}, blind: largest norm, first / every"] for n in ("2) untied", "5) tied")]
     require_said(f"alone the largest is {first[0]} and {first[1]} times as large")
     rest = [observed[f"({n}, blind: largest norm, all but the first / every"] for n in ("10) untied", "11) tied")]
-    require_said(f"is enough for {rest[0]} and {rest[1]} times.")
+    require_said(f"the largest norm is {rest[0]} and {rest[1]} times as large.")
     of_runs = table("placements", "runs").set_index(["momentum", "loop_weights", "variant"]).sort_index()
     asked = [-of_runs.loc[(0.0, "equal", variant), "first_asks"] for variant in (apart, blind)]
     require_said(
@@ -411,11 +428,43 @@ def test_where_the_loss_is():
         "untied it is {} at loop 1 (first alone), {} at loop 2 (all but the first) and {} at loop 4".format(*at[apart])
     )
     require_said("(last alone); tied {}, {} and {}.".format(*at[blind]))
-    require_said(f"With a loss after every loop it is {at[apart][3]} and {at[blind][3]}.")
+    require_said(f"With a loss after every loop it is {at[apart][3]} and {at[blind][3]} at loop 1")
     every = [geometric_interval(of_runs.loc[(0.9, "equal", v), "l2_norm"].tolist()).mean for v in (apart, blind)]
-    require_said("after loop 4 it is {:.0f} and {:.0f}.".format(*every))
+    require_said("and {:.0f} and {:.0f} after loop 4.".format(*every))
+    larger = [
+        after("44m", loop)["l2_norm"].loc[f"{name}scale_invariant", 0] for loop, name in ((1, ""), (4, "terminal_"))
+    ]
+    require_said("At 44M it is {:.0f} at loop 1 with a loss after every loop and {:.0f} at loop 4".format(*larger))
     raw = [observed[f"({n}, raw: norm, last / every"] for n in ("8) untied", "7) tied")]
-    require_said(f"the last, {raw[0]} times (untied) and {raw[1]} (tied)")
+    require_said(f"with a loss after the last loop alone, {raw[0]} times (untied), and {raw[1]} (tied).")
+    on_the_way = of_runs.loc[(0.9, "1 0 0 0", "scale_visible"), "largest_norm"]
+    grown = observed["untied, raw: norm, first / every"]
+    require_said(f"they grow, too: {grown} times untied, and tied to {least_to_most(on_the_way)} on the way.")
+
+
+def test_how_a_norm_grows_by_where_the_loss_is():
+    common = (
+        table("placements", "common").query("momentum == 0.9").set_index(["variant", "loop_weights", "seed", "step"])
+    )
+    norms = common["l2_norm"].unstack()
+    blind, apart = norms.loc["scale_invariant"], norms.loc["untied_scale_invariant"]
+    placements = ("equal", "0 0.25 0.25 0.25", "0 0 0 1")
+    means = [geometric_interval((blind.loc[w, 34] / blind.loc[w, 11]).tolist()).mean for w in placements]
+    require_said("tied, the norm grows {:.2f} times from step 11 to 34 with a loss after every loop".format(*means))
+    require_said("every loop, {:.2f} times without the first and {:.2f} times with the last alone;".format(*means[1:]))
+    means = [geometric_interval((apart.loc[w].max(axis=1) / apart.loc[w, 11]).tolist()).mean for w in placements]
+    require_said("untied from step 11 to the largest {:.2f}, {:.2f} and {:.2f} times".format(*means))
+    no_longer = common["common_derivative"].unstack().loc["untied_scale_invariant"]
+    assert all((no_longer.loc[w, 11] > 0).all() for w in placements)
+    quotients = [
+        geometric_interval((blind.loc["0 0 0 1", step] / blind.loc["equal", step]).tolist()).mean for step in (34, 200)
+    ]
+    require_said("moves with training, {:.2f} at step 34 and {:.2f} at step 200;".format(*quotients))
+    bare = table("placements", "common").query(
+        "momentum == 0 and loop_weights == 'equal' and variant == 'scale_invariant'"
+    )
+    asks = bare[(bare["step"] > 0) & (bare["common_derivative"] >= 0)].groupby("seed")["step"].min()
+    require_said("Tied, these are steps {}, {} and {},".format(*sorted(asks)))
 
 
 def test_the_summary_of_where_the_loss_is():
@@ -428,11 +477,9 @@ def test_the_summary_of_where_the_loss_is():
             ("last", ("(7) tied, raw", "(8) untied, raw")),
         )
     ]
-    require_said(
-        "blind norms of both pairs end with {} and {} times those with one after every loop".format(*quotients[0])
-    )
-    require_said("without the first loop's loss with {} and {} times".format(*quotients[1]))
-    require_said("and raw ones with {} and {}. At a higher rate".format(*quotients[2]))
+    require_said("blind norms of both pairs at {} and {} times those with one after every loop".format(*quotients[0]))
+    require_said("without the first loop's at {} and {} times".format(*quotients[1]))
+    require_said("and raw ones at {} and {}. At 3e-3".format(*quotients[2]))
 
 
 def test_what_it_costs_to_take_a_loss_away():
@@ -442,21 +489,27 @@ def test_what_it_costs_to_take_a_loss_away():
         for where in ("all but the first", "last")
     )
     require_said(f"the last loop's is lower untied, {rest[0]} nats, and undecided tied, {rest[1]};")
-    require_said(f"the last loop's is lower, {last[0]} untied and {last[1]} tied")
+    raw = observed["untied, raw: CE, last - every, nats"]
+    require_said(f"the last loop's is lower, {last[0]} untied and {last[1]} tied, raw as well, {raw} untied")
 
     def after_one(folder, variant, form):
         packed = [run["validation"]["cross_entropy"][0] for run in runs(folder) if run["variant"] == variant]
         return least_to_most(pd.Series(packed), form)
 
-    every = after_one("multipliers/1", apart, ".2f")
-    require_said(f"gets worse, {after_one('placements/all-but-first', apart, '.2f')} nats for {every} untied.")
+    every, rest = (
+        [after_one(folder, variant, ".2f") for variant in (apart, blind)]
+        for folder in ("multipliers/1", "placements/all-but-first")
+    )
+    require_said(f"gets worse, {rest[0]} nats for {every[0]} untied and {rest[1]} for {every[1]} tied.")
     alone = after_one("placements/last", apart, ".2f"), after_one("placements/last", blind, ".1f")
     require_said("and the first's is {} and {}: whoever stops".format(*alone))
     norms = {size: after(size, 4)["l2_norm"] for size in ("cpu", "44m")}
     quotients = {size: (of["terminal_scale_invariant"] / of[blind]).dropna() for size, of in norms.items()}
-    require_said(f"alone leaves {least_to_most(quotients['cpu'], '.3f')} times the tied norm (three seeds")
+    require_said(f"alone leaves {least_to_most(quotients['cpu'], '.2f')} times the tied norm (three seeds")
+    require_said(f"at 3e-3 ({least_to_most(quotients['cpu'], '.2f')} times)")
     (only,) = quotients["44m"]
     require_said(f"400 steps, {only:.2f} times (one seed")
+    require_said(f"at 44M ({only:.2f} times)")
 
 
 def multipliers():

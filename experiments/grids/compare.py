@@ -18,10 +18,10 @@ from experiments.provenance import provenance
 from experiments.tables import markdown, rows_as_markdown
 
 NOTE = (
-    "Blind: RMSNorm readouts; raw: the partner with raw ones. Norms and cross-entropies (CE) of loop 4. Largest: over "
-    "the steps whose weights were kept, on 2,048 held-out tokens. Common fraction: the part of the state's mean square "
-    "that one vector for all tokens makes; of blind runs, means over seeds. Intervals: 95 % each, Student t over "
-    "seeds, of the logarithm for norms and their ratios. "
+    "Blind: RMSNorm readouts; raw: the partner with raw ones. Norms and cross-entropies (CE) of loop 4, where no other "
+    "is named. Largest: over the steps whose weights were kept, on 2,048 held-out tokens. Common fraction: the part of "
+    "the state's mean square that one vector for all tokens makes; of blind runs, means over seeds. Intervals: 95 % "
+    "each, Student t over seeds, of the logarithm for norms and their ratios. "
 )
 
 

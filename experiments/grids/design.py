@@ -1,4 +1,4 @@
-"""A grid: pairs of variants under several settings of training and size, and what was predicted of them."""
+"""A grid: pairs of variants under several settings of training, size and loss, and what was predicted of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from experiments.comparison import judged
-from experiments.config import TRAINING_PRESETS, RunConfig
+from experiments.config import TRAINING_PRESETS, RunConfig, loop_weights_of
 from experiments.curves import Look
 from experiments.expectations import Row, Side, Verdict
 from experiments.measure.statistics import geometric_interval, t_interval
@@ -36,7 +36,7 @@ Estimate = Callable[[pd.DataFrame], "pd.Series[float]"]
 def setting_of(summary: dict[str, Any]) -> Setting:
     """The setting of a run, from its summary."""
     config = RunConfig.from_dict(summary["config"])
-    training, model, weights = config.training, config.model, config.supervision.weights
+    training, model = config.training, config.model
     return Setting(
         training.learning_rate,
         training.warmup_steps,
@@ -44,7 +44,7 @@ def setting_of(summary: dict[str, Any]) -> Setting:
         model.num_layers,
         model.embedding_multiplier,
         training.momentum,
-        "equal" if weights is None else " ".join(f"{weight:g}" for weight in weights),
+        loop_weights_of(config),
     )
 
 
@@ -57,14 +57,29 @@ def column_of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Se
     return runs[chosen].set_index("seed")[column]
 
 
+def matched(first: "pd.Series[float]", second: "pd.Series[float]") -> "tuple[pd.Series[float], pd.Series[float]]":
+    """Of the seeds that both have."""
+    return first.align(second, join="inner")
+
+
 def norm_quotient(above: Cell, below: Cell, column: str = "l2_norm") -> Estimate:
     """One cell's final norm, or another column, over another cell's, seed by seed."""
-    return lambda runs: column_of(runs, above, column) / column_of(runs, below, column)
+
+    def estimate(runs: pd.DataFrame) -> "pd.Series[float]":
+        first, second = matched(column_of(runs, above, column), column_of(runs, below, column))
+        return first / second
+
+    return estimate
 
 
 def loss_difference(first: Cell, second: Cell) -> Estimate:
     """One cell's cross-entropy less another's, seed by seed, in nats a token."""
-    return lambda runs: column_of(runs, first, "cross_entropy") - column_of(runs, second, "cross_entropy")
+
+    def estimate(runs: pd.DataFrame) -> "pd.Series[float]":
+        one, other = matched(*(column_of(runs, cell, "cross_entropy") for cell in (first, second)))
+        return one - other
+
+    return estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +101,13 @@ class Estimand:
 
     def judge(self, runs: pd.DataFrame) -> Row:
         """Every seed and both ends of the interval must agree with the prediction, or with its opposite."""
-        values = self.estimate(runs).dropna().tolist()
-        if not values:
-            return _not_run(self.quantity, f"{self.side} {self.bound:g}" if self.side else "none made")
+        found = self.estimate(runs)
+        predicted = f"{self.side} {self.bound:g}" if self.side else "none made"
+        if found.empty:
+            return _undecided(self.quantity, predicted, "not run")
+        if found.isna().any():
+            return _undecided(self.quantity, predicted, f"no value for {found.isna().sum()} of {len(found)} seeds")
+        values = found.tolist()
         interval = (geometric_interval if self.geometric else t_interval)(values)
         return judged(self.quantity, values, interval, self.side, self.bound)
 
@@ -96,8 +115,17 @@ class Estimand:
 def norms(
     quantity: str, above: Cell, below: Cell, side: Side | None = None, bound: float = 1.0, column: str = "l2_norm"
 ) -> Estimand:
-    """The quotient of two cells' final norms, or of another column."""
+    """The quotient of two cells' final norms, or of another column of the table of runs."""
     return Estimand(quantity=quantity, estimate=norm_quotient(above, below, column), side=side, bound=bound)
+
+
+def between(quantity: str, estimate: Estimate, low: float, high: float) -> tuple[Estimand, Estimand]:
+    """A quantity put between two bounds: a line for each."""
+    upper = f"{quantity.partition(':')[0]}: upper bound"
+    return (
+        Estimand(quantity=quantity, estimate=estimate, side="above", bound=low),
+        Estimand(quantity=upper, estimate=estimate, side="below", bound=high),
+    )
 
 
 def losses(quantity: str, first: Cell, second: Cell, side: Side | None = None) -> Estimand:
@@ -127,7 +155,7 @@ class InEveryRun:
         predicted = f"above {self.bound:g} in every one"
         found = [column_of(runs, cell, self.column) for cell in self.cells]
         if any(of.empty for of in found):
-            return _not_run(self.quantity, predicted)
+            return _undecided(self.quantity, predicted, "not run")
         values = pd.concat(found)
         above = int((values > self.bound).sum())
         return Row(
@@ -168,6 +196,6 @@ class Grid:
         return summary["variant"] in variants and setting_of(summary) in self.settings
 
 
-def _not_run(quantity: str, predicted: str) -> Row:
+def _undecided(quantity: str, predicted: str, why: str) -> Row:
     verdict: Verdict = "no prediction" if predicted == "none made" else "inconclusive"
-    return Row(quantity=quantity, basis="empirical", predicted=predicted, observed="not run", verdict=verdict)
+    return Row(quantity=quantity, basis="empirical", predicted=predicted, observed=why, verdict=verdict)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from experiments.curves import Look
 from experiments.figures import draw_courses
-from experiments.grids.design import Cell, Estimand, Grid, Setting, losses, norms
+from experiments.grids.design import Cell, Estimand, Grid, Setting, between, losses, norm_quotient, norms
 from experiments.grids.multipliers import BLIND, ONE, RAW, TIED, UNTIED, UNTIED_BLIND, UNTIED_RAW
 
 NONE, HALF, USUAL = ONE._replace(momentum=0.0), ONE._replace(momentum=0.5), ONE
@@ -28,12 +28,8 @@ def _cells(variant: str, setting: Setting) -> tuple[Cell, Cell]:
 
 
 def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
-    """The final norm without momentum over that with, put between one half and two."""
-    cells = _cells(variant, NONE)
-    return (
-        norms(f"({number}) {NAMES[variant]}: norm at 0 / at 0.9", *cells, "above", 0.5),
-        norms(f"({number}) the same, its upper bound", *cells, "below", 2.0),
-    )
+    """The final norm without momentum over that with."""
+    return between(f"({number}) {NAMES[variant]}: norm at 0 / at 0.9", norm_quotient(*_cells(variant, NONE)), 0.5, 2.0)
 
 
 def _draw(out: Path, _: pd.DataFrame, common: pd.DataFrame, looks: dict[str, Look]) -> None:

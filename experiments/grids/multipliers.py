@@ -17,7 +17,7 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_over
-from experiments.grids.design import Estimand, Grid, Setting, column_of, losses, norm_quotient, norms
+from experiments.grids.design import Estimand, Grid, Setting, column_of, losses, matched, norm_quotient, norms
 from experiments.grids.rates import MIDDLE, PAIRS
 
 TIED, UNTIED = "tied, N(0, 1)", "untied, N(0, 1)"
@@ -42,7 +42,8 @@ def _left(
 
 def _tied_over_untied(runs: pd.DataFrame) -> "pd.Series[float]":
     """How much more the norm of the tied blind model follows the multiplier from 1 to 4."""
-    tied, untied = (norm_quotient((variant, LARGE), (variant, ONE))(runs) for variant in (BLIND, UNTIED_BLIND))
+    of_heads = (norm_quotient((variant, LARGE), (variant, ONE))(runs) for variant in (BLIND, UNTIED_BLIND))
+    tied, untied = matched(*of_heads)
     return tied / untied
 
 

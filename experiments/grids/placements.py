@@ -17,7 +17,7 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_courses
-from experiments.grids.design import Cell, Estimand, Grid, Setting, column_of, losses, norms
+from experiments.grids.design import Cell, Estimand, Grid, Setting, between, column_of, losses, norm_quotient, norms
 from experiments.grids.momenta import LARGEST, NAMES, NONE, USUAL
 from experiments.grids.multipliers import BLIND, RAW, TIED, UNTIED, UNTIED_BLIND, UNTIED_RAW
 
@@ -38,7 +38,10 @@ PLACEMENTS = {
 
 def _first_asks(course: pd.DataFrame) -> float:
     """The first loop's derivative at the first kept step at which the last loop's is not negative; the start is left
-    out, where it can be either by chance."""
+    out, where it can be either by chance. NaN where there is no such step, or the run was measured before the first
+    loop was."""
+    if "first_common_derivative" not in course:
+        return float("nan")
     trained = course[course["step"] > 0]
     no_longer = trained[trained["common_derivative"] >= 0]
     return float("nan") if no_longer.empty else float(no_longer["first_common_derivative"].iloc[0])
@@ -50,32 +53,22 @@ def _largest(quantity: str, above: Cell, below: Cell, side: Side, bound: float) 
 
 
 def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
-    """The final norm with a loss after the last loop alone over that after every loop, put between one half and two."""
-    cells = (variant, LAST), (variant, EVERY)
-    return (
-        norms(f"({number}) {NAMES[variant]}: norm, last / every", *cells, "above", 0.5),
-        norms(f"({number}) the same, its upper bound", *cells, "below", 2.0),
-    )
+    """The final norm with a loss after the last loop alone over that after every loop."""
+    estimate = norm_quotient((variant, LAST), (variant, EVERY))
+    return between(f"({number}) {NAMES[variant]}: norm, last / every", estimate, 0.5, 2.0)
 
 
 def _same_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
-    """The norm at the first loop that has a loss: the second loop's over the first's, put between 2/3 and 3/2."""
-    cells = (variant, REST), (variant, FIRST)
-    return (
-        norms(
-            f"({number}) {NAMES[variant]}: norm at the first loop with a loss, all but the first / first",
-            *cells,
-            "above",
-            2 / 3,
-            "first_norm",
-        ),
-        norms(f"({number}) {NAMES[variant]}: the same, its upper bound", *cells, "below", 1.5, "first_norm"),
-    )
+    """The norm at the first loop that has a loss: the second loop's over the first's."""
+    estimate = norm_quotient((variant, REST), (variant, FIRST), "first_norm")
+    quantity = f"({number}) {NAMES[variant]}: norm at the first loop with a loss, all but the first / first"
+    return between(quantity, estimate, 2 / 3, 1.5)
 
 
 def _asks(number: int, variant: str) -> Estimand:
+    asked = "asked by the first loop's loss when not by the last's, nats per e-fold"
     return Estimand(
-        quantity=f"({number}) {NAMES[variant]}, no momentum: asked by the first loop's loss when not by the last's",
+        quantity=f"({number}) {NAMES[variant]}, no momentum: {asked}",
         estimate=lambda runs: column_of(runs, (variant, EVERY_BARE), "first_asks"),
         side="below",
         bound=0.0,

@@ -11,7 +11,17 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_sizes
-from experiments.grids.design import Estimand, Estimate, Grid, Setting, column_of, losses, norm_quotient
+from experiments.grids.design import (
+    Estimand,
+    Estimate,
+    Grid,
+    Setting,
+    between,
+    column_of,
+    losses,
+    matched,
+    norm_quotient,
+)
 from experiments.grids.rates import PAIRS
 
 UNTIED = "untied, small"
@@ -34,18 +44,19 @@ def _contrast(setting: Setting) -> Estimate:
     return norm_quotient((BLIND, setting), (RAW, setting))
 
 
-def _quotient(quantity: str, above: Setting, below: Setting, side: Side, bound: float) -> Estimand:
+def _quotient(above: Setting, below: Setting) -> Estimate:
     """The quotient of two contrasts."""
-    first, second = _contrast(above), _contrast(below)
-    return Estimand(quantity=quantity, estimate=lambda runs: first(runs) / second(runs), side=side, bound=bound)
+
+    def estimate(runs: pd.DataFrame) -> "pd.Series[float]":
+        first, second = matched(_contrast(above)(runs), _contrast(below)(runs))
+        return first / second
+
+    return estimate
 
 
-def _between(quantity: str, above: Setting, below: Setting) -> tuple[Estimand, Estimand]:
-    """The quotient of two contrasts, put between one half and two."""
-    return (
-        _quotient(quantity, above, below, "above", 0.5),
-        _quotient(f"{quantity.split(' ')[0]} the same, its upper bound", above, below, "below", 2.0),
-    )
+def _above_two(quantity: str, above: Setting, below: Setting) -> Estimand:
+    """The quotient of two contrasts, seen from two."""
+    return Estimand(quantity=quantity, estimate=_quotient(above, below), side="above", bound=2.0)
 
 
 def _limit(quantity: str, setting: Setting, side: Side) -> Estimand:
@@ -55,7 +66,7 @@ def _limit(quantity: str, setting: Setting, side: Side) -> Estimand:
 
 def _raw_quotient(runs: pd.DataFrame) -> "pd.Series[float]":
     """Root mean squares: a norm has the square root of the width in it."""
-    wide, narrow = (column_of(runs, (RAW, Setting(1e-3, d_model=width))) / width**0.5 for width in (256, 64))
+    wide, narrow = matched(*(column_of(runs, (RAW, Setting(1e-3, d_model=width))) / width**0.5 for width in (256, 64)))
     return wide / narrow
 
 
@@ -72,21 +83,15 @@ SIZE_GRID = Grid(
     heading="width, layers, learning rate",
     settings=SIZES,
     judgements=(
-        _quotient("(1) at 1e-3: C at width 256 / at 64", Setting(1e-3, d_model=256), NARROW, "above", 2.0),
-        *_between("(2) at rate x width 0.128: C at width 256 / at 64", *LOW),
-        *_between("(3) at rate x width 0.384: C at width 256 / at 64", *HIGH),
+        _above_two("(1) at 1e-3: C at width 256 / at 64", Setting(1e-3, d_model=256), NARROW),
+        *between("(2) at rate x width 0.128: C at width 256 / at 64", _quotient(*LOW), 0.5, 2.0),
+        *between("(3) at rate x width 0.384: C at width 256 / at 64", _quotient(*HIGH), 0.5, 2.0),
         *(_limit(f"(4) at rate x width 0.384: C at width {size.d_model}", size, "above") for size in HIGH),
         *(_limit(f"(5) at rate x width 0.128: C at width {size.d_model}", size, "below") for size in LOW),
-        _quotient("(6) at 1e-3: C with 8 layers / with 2", DEEP, BASE, "above", 2.0),
-        Estimand(
-            quantity="(7) at 1e-3: raw RMS, width 256 / 64",
-            estimate=_raw_quotient,
-            side="above",
-            bound=0.5,
-        ),
-        Estimand(quantity="(7) the same, its upper bound", estimate=_raw_quotient, side="below", bound=2.0),
+        _above_two("(6) at 1e-3: C with 8 layers / with 2", DEEP, BASE),
+        *between("(7) at 1e-3: raw RMS, width 256 / 64", _raw_quotient, 0.5, 2.0),
         _limit("(8) at 1e-3: C at width 512", WIDE, "above"),
-        *_between("(9) at rate x width 0.128: C at width 512 / at 64", WIDE_LOW, LOW[1]),
+        *between("(9) at rate x width 0.128: C at width 512 / at 64", _quotient(WIDE_LOW, LOW[1]), 0.5, 2.0),
         _limit("(10) at rate x width 0.128: C at width 512", WIDE_LOW, "below"),
         *(losses(f"{name}: CE, blind - raw, nats", (BLIND, size), (RAW, size)) for size, name in SIZES.items()),
     ),

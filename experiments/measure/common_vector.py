@@ -1,4 +1,5 @@
-"""How much of the last loop's state was one vector common to all tokens during training, and what the loss said to it.
+"""How much of the last loop's state was one vector common to all tokens during training, and what its loss, and the
+first loop's of its own state, said to that.
 
 From the weights kept along training, on held-out tokens.
 """

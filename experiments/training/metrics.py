@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from experiments.errors import RunError
-from experiments.files import atomic_path, strict_json
+from experiments.errors import RunError, finite_numbers
+from experiments.files import atomic_path
 
 METRICS = "metrics.jsonl"
 
@@ -35,7 +35,9 @@ class MetricsLog:
         Raises:
             RunError: a number is NaN or infinite.
         """
-        self._file.write(strict_json(self.path, record) + "\n")
+        with finite_numbers(self.path):
+            line = json.dumps(record, allow_nan=False)
+        self._file.write(line + "\n")
         self._file.flush()
         for key, value in record.items():
             for name, number in _scalars(key, value):

@@ -153,7 +153,7 @@ def _optimise(
             stop = step == last or interrupted.is_set() or execution.out_of_time()
             save = step > done and (stop or step % execution.checkpoint_every == 0)
             log = step < last and ((step + 1) % execution.log_every == 0 or step + 1 == last)
-            if (save or log or stop or step in keep) and not finite:
+            if (save or log or stop or step == 0 or step in keep) and not finite:
                 raise RunError(_diverged(config, step, path))
             if step in keep:
                 snapshots.save(model, folder, step)
@@ -183,7 +183,7 @@ def _optimise(
 
 def _diverged(config: RunConfig, step: int, path: Path) -> str:
     kept = f"the last good checkpoint is {path}" if path.exists() else "there was no checkpoint yet"
-    remedy = "a lower --learning-rate" if step else "an --embedding-multiplier nearer to 1"
+    remedy = "a lower --learning-rate" if step else "an --embedding-multiplier nearer to 1, or smaller --loop-weights"
     return (
         f"the loss or its gradient became NaN or infinite after at most {step} steps of {config.name}; {kept}; "
         f"try {remedy}."

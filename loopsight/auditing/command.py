@@ -6,19 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loopsight.auditing.page import INSTALL, html
 from loopsight.auditing.report import AuditReport
 from loopsight.auditing.request import AuditFailed, CannotAsk, Request, model_and_batch, one_line
 from loopsight.auditing.run import audit
 from loopsight.auditing.wording import in_words
 
 FOUND = 3  # exit status of an audit that was made and found what --fail-on names
-INSTALL = 'pip install "loopsight[cli]"'
 
 
 def main(given: Sequence[str]) -> int:
     """Carry out what follows `loopsight audit`; returns the exit status."""
     try:
-        return _audit(_parsed(list(given)))
+        return _audit(_parsed(given))
     except CannotAsk as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -27,7 +27,7 @@ def main(given: Sequence[str]) -> int:
         return 1
 
 
-def _parsed(given: list[str]) -> Request:
+def _parsed(given: Sequence[str]) -> Request:
     try:
         import tyro
     except ImportError as error:
@@ -81,8 +81,6 @@ def _failed(report: AuditReport, fail_on: str) -> bool:
 def _write(report: AuditReport, arguments: Request) -> None:
     _write_text(report.to_json(), arguments.out.with_name(arguments.out.name + ".json"))
     if arguments.html:
-        from loopsight.auditing.page import html
-
         try:
             page = html(report)
         except Exception as error:  # matplotlib may raise anything for odd numbers

@@ -64,7 +64,16 @@ def test_a_second_packing_leaves_nothing_of_the_first(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"version": 99}', '{"version": 1, "runs": {}}', '{"version": 1, "runs": 3}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"version": 99}',
+        '{"version": 1, "runs": {}}',
+        '{"version": 1, "runs": 3}',
+        '{"version": 1, "missing": [], "runs": {"a-0": {"summary": {"loss": NaN}}}}',
+    ],
 )
 def test_damaged_packed_runs_get_a_sentence(text, tmp_path):
     (tmp_path / "runs.json").write_text(text)

@@ -34,8 +34,10 @@ NEXT = "L2 norm one loop further, from 600"
 EXIT = "cross-entropy lost by leaving after loop 1"
 
 
-def verdicts(name="scale_invariant", validation=VALIDATION, state=STATE):
+def verdicts(name="scale_invariant", validation=VALIDATION, state=STATE, weights=None):
     variant = VARIANTS[name]
+    if weights is not None:
+        variant = replace(variant, supervision=replace(variant.supervision, weights=weights))
     rows = table(variant, variant.model_config(PRESETS["cpu"]), validation, state)
     return {row.quantity: row.verdict for row in rows}
 
@@ -135,6 +137,20 @@ def test_early_exits(first, per_loop, terminal):
     validation = replace(VALIDATION, cross_entropy=[first, 4.0, 4.0, 4.0])
     assert verdicts("scale_invariant", validation)[EXIT] == per_loop
     assert verdicts("terminal_scale_invariant", validation)[EXIT] == terminal
+
+
+@pytest.mark.parametrize(
+    ("weights", "verdict"),
+    [
+        ((0.0, 0.0, 0.0, 1.0), "supported"),
+        ((0.4, 0.3, 0.2, 0.1), "not supported"),
+        ((1.0, 0.0, 0.0, 0.0), "no prediction"),
+        ((0.0, 0.5, 0.5, 0.5), "no prediction"),
+    ],
+)
+def test_early_exits_are_predicted_by_where_the_loss_was(weights, verdict):
+    validation = replace(VALIDATION, cross_entropy=[9.0, 4.0, 4.0, 4.0])
+    assert verdicts("scale_invariant", validation, weights=weights)[EXIT] == verdict
 
 
 def test_between_the_thresholds_nothing_is_decided():

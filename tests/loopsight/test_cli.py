@@ -11,7 +11,7 @@ import pytest
 
 import loopsight
 from loopsight import AuditReport, audit, cli
-from loopsight.auditing import command, page
+from loopsight.auditing import command
 from loopsight.auditing.request import one_line
 
 FACTORY = """
@@ -261,7 +261,7 @@ def test_an_interrupt_while_the_page_is_drawn_leaves_the_json(workplace, capsys,
     def interrupted(report):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(page, "html", interrupted)
+    monkeypatch.setattr(command, "html", interrupted)
     assert run("--factory", "their_model:blind") == 1
     assert "those named above are written, and whole" in capsys.readouterr().err
     assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).blind
@@ -270,14 +270,15 @@ def test_an_interrupt_while_the_page_is_drawn_leaves_the_json(workplace, capsys,
 def test_an_interrupt_while_torch_is_imported_gets_a_sentence(tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    command = [sys.executable, "-m", "loopsight.cli", "audit", "run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=os.environ | {"PYTHONPATH": path})
+    arguments = [sys.executable, "-m", "loopsight.cli", "audit", "run"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd="/", env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 1 and done.stderr.startswith("error: interrupted") and done.stderr.count("\n") == 1
 
 
 def test_what_the_package_offers_is_there_when_it_is_asked_for():
     assert all(getattr(loopsight, name).__name__ == name for name in loopsight.__all__)
-    assert loopsight.remedies.norm_penalty  # as audits write it
+    as_audits_write_it = "import loopsight; assert loopsight.remedies.norm_penalty and 'audit' in dir(loopsight)"
+    subprocess.run([sys.executable, "-c", as_audits_write_it], check=True)
     with pytest.raises(AttributeError, match="has no attribute 'audits'"):
         getattr(loopsight, "audits")  # noqa: B009
 
@@ -339,7 +340,7 @@ def test_the_json_is_there_when_the_page_fails(workplace, capsys, monkeypatch):
     def fails(report):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(page, "html", fails)
+    monkeypatch.setattr(command, "html", fails)
     assert run("--factory", "their_model:blind") == 1
     assert "the page could not be drawn (RuntimeError: no ink); the JSON is complete" in capsys.readouterr().err
     assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).blind

@@ -132,6 +132,7 @@ def test_no_penalty_is_none_and_not_zero(penalty):
         Supervision(norm_penalty=penalty)
 
 
-def test_weights_of_nothing_but_zeros_are_refused():
-    with pytest.raises(ValueError, match="at least one weight must differ from zero"):
-        Supervision(weights=(0.0, 0.0))
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -0.5), (1.0, math.nan), (math.inf, 1.0)])
+def test_weights_that_make_no_loss_are_refused(weights):
+    with pytest.raises(ValueError, match="weights must be finite, not negative and not all zero, got"):
+        Supervision(weights=weights)

@@ -110,8 +110,8 @@ def test_the_penalty_is_the_mean_square_and_does_not_grow_with_the_number_of_loo
 
 
 def test_given_weights_are_used_and_their_number_is_checked():
-    supervision = Supervision(weights=(0.5, -1.0, 2.0))
-    assert supervision.loop_weights(3) == (0.5, -1.0, 2.0)
+    supervision = Supervision(weights=(0.5, 0.0, 2.0))
+    assert supervision.loop_weights(3) == (0.5, 0.0, 2.0)
     with pytest.raises(ValueError, match="3 weights were given for 4 loops"):
         supervision.loop_weights(4)
     with pytest.raises(ValueError, match="belong to the placement 'per_loop'"):

@@ -10,6 +10,7 @@ from experiments.config import RunConfig
 from experiments.curves import look
 from experiments.figures import draw_courses
 from experiments.grids.compare import compare_grid, identity
+from experiments.grids.design import setting_of
 from experiments.grids.momenta import (
     BLIND,
     HALF,
@@ -30,6 +31,9 @@ LARGEST = {
     UNTIED_RAW: {NONE: 1.0, HALF: 1.0, USUAL: 1.0},
 }
 """Of the largest norm at 0.9. Final norms are three quarters of it, of raw models at 0 one and a half times that."""
+
+
+WEIGHTS = ("equal", "0.25 0.25 0.25 0.25", "0 0 0 1")
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +90,7 @@ def test_planted_norms_are_found(tmp_path):
     assert observed["(2) untied, blind: largest norm at 0 / at 0.9"] == "0.25"
     assert observed["(3) tied, blind: largest norm at 0.5 / at 0.9"] == "0.6"
     assert observed["(4) untied, blind: largest norm at 0.5 / at 0.9"] == "0.4"
-    assert observed["(5) tied, raw: norm at 0 / at 0.9"] == observed["(6) the same, its upper bound"] == "1.5"
+    assert observed["(5) tied, raw: norm at 0 / at 0.9"] == observed["(6) untied, raw: upper bound"] == "1.5"
     assert observed["tied, blind: norm at 0 / at 0.9"] == "0.5"
     assert observed["untied, raw: norm at 0.5 / at 0.9"] == "1"
     assert observed["tied, raw: CE at 0 - at 0.9, nats"] == "-0.45"
@@ -98,9 +102,9 @@ FALSE = {
     "(3) tied, blind: largest norm at 0.5 / at 0.9": (BLIND, HALF, 2.0),
     "(4) untied, blind: largest norm at 0.5 / at 0.9": (UNTIED_BLIND, HALF, 3.0),
     "(5) tied, raw: norm at 0 / at 0.9": (RAW, NONE, 0.2),
-    "(5) the same, its upper bound": (RAW, NONE, 2.0),
+    "(5) tied, raw: upper bound": (RAW, NONE, 2.0),
     "(6) untied, raw: norm at 0 / at 0.9": (UNTIED_RAW, NONE, 0.2),
-    "(6) the same, its upper bound": (UNTIED_RAW, NONE, 2.0),
+    "(6) untied, raw: upper bound": (UNTIED_RAW, NONE, 2.0),
 }
 
 
@@ -127,6 +131,12 @@ def test_every_prediction_is_among_those_that_were_seen_to_fail(tmp_path):
 def test_the_settings_differ_in_momentum_alone_and_have_its_names():
     assert {setting._replace(momentum=0.9) for setting in MOMENTA} == {USUAL}
     assert {float(name) for name in MOMENTA.values()} == {setting.momentum for setting in MOMENTA}
+
+
+def test_equal_weights_are_one_setting_however_they_are_given():
+    plain, given, last = (summary_of(BLIND, USUAL._replace(loop_weights=weights), 3, 1.0) for weights in WEIGHTS)
+    assert setting_of(plain) == setting_of(given) == USUAL
+    assert setting_of(last).loop_weights == "0 0 0 1"
 
 
 def test_the_figure_has_a_line_a_momentum_over_the_steps(kept, tmp_path, monkeypatch):

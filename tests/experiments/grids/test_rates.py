@@ -129,7 +129,7 @@ FALSE = {
     "(1) untied, blind: norm at 3e-3 / at 1e-3": (UNTIED_BLIND, HIGH, 0.5),
     "(2) untied, raw: norm at 3e-3 / at 1e-3": (UNTIED_RAW, HIGH, 3.0),
     "(3) tied, blind: norm at 3e-3 / at 1e-3": (TIED_BLIND, HIGH, 0.5),
-    "(3) the same, its upper bound": (TIED_BLIND, HIGH, 3.0),
+    "(3) tied, blind: upper bound": (TIED_BLIND, HIGH, 3.0),
     "(4) untied, at 1e-3: blind norm / raw": (UNTIED_BLIND, MIDDLE, 2.0),
     "(6) untied, blind: norm with warm-up / without": (UNTIED_BLIND, WARMED, 3.0),
     **{f"(5) tied, at {name}: blind norm / raw": (TIED_RAW, s, 300.0) for s, name in SCHEDULES.items()},

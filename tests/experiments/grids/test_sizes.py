@@ -88,19 +88,19 @@ def test_the_products_are_what_the_predictions_name():
 FALSE = {
     "(1) at 1e-3: C at width 256 / at 64": (BLIND, SAME_RATE, 0.3),
     "(2) at rate x width 0.128: C at width 256 / at 64": (BLIND, WIDE_SLOW, 0.3),
-    "(2) the same, its upper bound": (BLIND, WIDE_SLOW, 3.0),
+    "(2) at rate x width 0.128: upper bound": (BLIND, WIDE_SLOW, 3.0),
     "(3) at rate x width 0.384: C at width 256 / at 64": (BLIND, WIDE_FAST, 0.3),
-    "(3) the same, its upper bound": (BLIND, WIDE_FAST, 3.0),
+    "(3) at rate x width 0.384: upper bound": (BLIND, WIDE_FAST, 3.0),
     "(4) at rate x width 0.384: C at width 256": (RAW, WIDE_FAST, 10.0),
     "(4) at rate x width 0.384: C at width 64": (RAW, NARROW_FASTEST, 10.0),
     "(5) at rate x width 0.128: C at width 256": (RAW, WIDE_SLOW, 0.1),
     "(5) at rate x width 0.128: C at width 64": (RAW, NARROW_FAST, 0.1),
     "(6) at 1e-3: C with 8 layers / with 2": (BLIND, DEEP, 0.1),
     "(7) at 1e-3: raw RMS, width 256 / 64": (RAW, NARROW, 3.0),
-    "(7) the same, its upper bound": (RAW, NARROW, 0.3),
+    "(7) at 1e-3: upper bound": (RAW, NARROW, 0.3),
     "(8) at 1e-3: C at width 512": (BLIND, WIDE, 0.1),
     "(9) at rate x width 0.128: C at width 512 / at 64": (BLIND, WIDE_LOW, 0.3),
-    "(9) the same, its upper bound": (BLIND, WIDE_LOW, 3.0),
+    "(9) at rate x width 0.128: upper bound": (BLIND, WIDE_LOW, 3.0),
     "(10) at rate x width 0.128: C at width 512": (RAW, WIDE_LOW, 0.1),
 }
 

@@ -204,6 +204,7 @@ def tables(config, name, jitter):
             l2_norm=[10.0, 50.0, final],
             common_fraction=[0.1, 1.0 - 0.01 * jitter, 0.5],
             common_derivative=[-1.0, 0.1, 0.0],
+            first_common_derivative=[-2.0, -0.1, 0.1],
         ),
         "own_token": _frame(
             step=[0, 10, 12],
