@@ -412,6 +412,8 @@ def test_where_the_loss_is():
     require_said(f"alone the largest is {first[0]} and {first[1]} times as large")
     rest = [observed[f"({n}, blind: largest norm, all but the first / every"] for n in ("10) untied", "11) tied")]
     require_said(f"the largest norm is {rest[0]} and {rest[1]} times as large.")
+    others = [observed[f"(13) {head}, blind: largest norm, all but the last / every"] for head in ("untied", "tied")]
+    require_said(f"with the last loop's weight 0 instead it is {others[0]} and {others[1]} times as large.")
     of_runs = table("placements", "runs").set_index(["momentum", "loop_weights", "variant"]).sort_index()
     asked = [-of_runs.loc[(0.0, "equal", variant), "first_asks"] for variant in (apart, blind)]
     require_said(

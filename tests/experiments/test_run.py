@@ -116,6 +116,7 @@ def test_a_model_of_another_size_is_trained_and_told_from_the_preset_s(cache, tm
     summary = json.loads((tmp_path / "layernorm-0" / "summary.json").read_text())
     model = summary["config"]["model"]
     assert summary["config"]["supervision"]["weights"] == [0.0, 0.5, 0.0, 0.5]
+    assert {row["predicted"] for row in summary["table"] if "leaving after loop 1" in row["quantity"]} == {"none made"}
     assert (model["d_model"], model["num_layers"], model["num_heads"]) == (64, 2, 4)
     assert model["embedding_multiplier"] == 0.5
     assert summary["parameters"] > 16 * 2 * 64**2
