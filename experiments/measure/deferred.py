@@ -61,7 +61,7 @@ def deferred(model: LoopedLM, states: Sequence[Tensor], supervision: Supervision
         supervision: weights of loops 1..K. A penalty is no part of what logits show.
     """
     rows = []
-    weights = [abs(weight) for weight in supervision.loop_weights(len(states))]
+    weights = supervision.loop_weights(len(states))
     for k, h in enumerate(states):
         later = weights[k:]
         theory = _theory_exponent(model, later)

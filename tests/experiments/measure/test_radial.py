@@ -83,7 +83,7 @@ def test_a_raw_readout_leaks_everything(rows):
         Supervision(),
         Supervision(placement="terminal"),
         Supervision(norm_penalty=0.3),
-        Supervision(weights=(0.0, 2.0, -1.0, 0.5)),
+        Supervision(weights=(0.0, 2.0, 1.5, 0.5)),
     ],
 )
 def test_the_total_loss_is_the_training_loss(make_context, variant, supervision):
