@@ -1,13 +1,11 @@
-"""What a blind norm owes to where the loss is: after every loop, the last alone or the first alone, for two pairs.
+"""What a blind norm owes to where the loss is: after every loop, some, or one alone, for two pairs.
 
-Every loop adds the same block's output, so that what the first loop's loss asks of the block is paid again by every
-later loop. Behind a blind readout nothing there objects. The account that is put to the test: where the norm goes on
-growing although the last loop's loss has stopped asking for a larger vector common to all tokens
-(`loopsight/common_vector.py`), the first loop's still asks; with a loss after the last loop alone, the norm stops
-where that loss stops asking, but for what momentum adds.
+Every loop runs the same weights, so that what the first loop's loss asks of them, later loops do, too. Behind a blind
+readout no loss objects. The account that is put to the test: where the norm goes on growing although the last loop's
+loss has stopped asking for a larger vector common to all tokens (`loopsight/common_vector.py`), the first loop's still
+asks; with a loss after the last loop alone, the norm stops where that loss stops asking, but for what momentum adds.
 
-The predictions (1) to (9) were made before any run with other weights than equal ones, (10) to (12) before any
-that only the first loop's loss is taken from was looked at (LOG.md, 2026-11-30).
+What was known when each of the predictions (1) to (13) was made stands in results/placements/README.md.
 """
 
 from pathlib import Path
@@ -23,23 +21,27 @@ from experiments.grids.multipliers import BLIND, RAW, TIED, UNTIED, UNTIED_BLIND
 
 EVERY, EVERY_BARE = USUAL, NONE
 LAST, FIRST = EVERY._replace(loop_weights="0 0 0 1"), EVERY._replace(loop_weights="1 0 0 0")
-REST, OTHERS = (EVERY._replace(loop_weights=weights) for weights in ("0 0.25 0.25 0.25", "0.25 0.25 0.25 0"))
+ALL_BUT_FIRST, ALL_BUT_LAST = (
+    EVERY._replace(loop_weights=weights) for weights in ("0 0.25 0.25 0.25", "0.25 0.25 0.25 0")
+)
 LAST_BARE = EVERY_BARE._replace(loop_weights=LAST.loop_weights)
 PLACEMENTS = {
     EVERY: "every loop",
     LAST: "last",
     FIRST: "first",
-    REST: "all but the first",
-    OTHERS: "all but the last",
+    ALL_BUT_FIRST: "all but the first",
+    ALL_BUT_LAST: "all but the last",
     EVERY_BARE: "every, no momentum",
     LAST_BARE: "last, no momentum",
 }
 
 
 def _first_asks(course: pd.DataFrame) -> float:
-    """The first loop's derivative at the first kept step at which the last loop's is not negative; the start is left
-    out, where it can be either by chance. NaN where there is no such step, or the run was measured before the first
-    loop was."""
+    """The first loop's derivative at the first kept step at which the last loop's is not negative.
+
+    The start is left out, where it can be either by chance. NaN where there is no such step, and of a run that was
+    measured by an older version, without the first loop.
+    """
     if "first_common_derivative" not in course:
         return float("nan")
     trained = course[course["step"] > 0]
@@ -60,7 +62,7 @@ def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
 
 def _same_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
     """The norm at the first loop that has a loss: the second loop's over the first's."""
-    estimate = norm_quotient((variant, REST), (variant, FIRST), "first_norm")
+    estimate = norm_quotient((variant, ALL_BUT_FIRST), (variant, FIRST), "first_norm")
     quantity = f"({number}) {NAMES[variant]}: norm at the first loop with a loss, all but the first / first"
     return between(quantity, estimate, 2 / 3, 1.5)
 
@@ -115,7 +117,7 @@ PLACEMENT_GRID = Grid(
         *(
             _largest(
                 f"({number}) {NAMES[variant]}: largest norm, all but the first / every",
-                (variant, REST),
+                (variant, ALL_BUT_FIRST),
                 (variant, EVERY),
                 "below",
                 0.9,
@@ -126,7 +128,7 @@ PLACEMENT_GRID = Grid(
         *(
             _largest(
                 f"(13) {NAMES[variant]}: largest norm, all but the last / every",
-                (variant, OTHERS),
+                (variant, ALL_BUT_LAST),
                 (variant, EVERY),
                 "above",
                 0.9,
@@ -145,13 +147,13 @@ PLACEMENT_GRID = Grid(
         *(
             norms(f"{name}: norm, {PLACEMENTS[setting]} / every", (variant, setting), (variant, EVERY))
             for variant, name in NAMES.items()
-            for setting in (LAST, FIRST, REST, OTHERS)
+            for setting in (LAST, FIRST, ALL_BUT_FIRST, ALL_BUT_LAST)
             if (setting, variant) not in ((LAST, RAW), (LAST, UNTIED_RAW))
         ),
         *(
             losses(f"{name}: CE, {PLACEMENTS[setting]} - every, nats", (variant, setting), (variant, EVERY))
             for variant, name in NAMES.items()
-            for setting in (LAST, FIRST, REST, OTHERS)
+            for setting in (LAST, FIRST, ALL_BUT_FIRST, ALL_BUT_LAST)
         ),
     ),
     draw=_draw,

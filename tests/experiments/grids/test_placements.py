@@ -11,6 +11,8 @@ from experiments.curves import look
 from experiments.figures import draw_courses
 from experiments.grids.compare import compare_grid, identity
 from experiments.grids.placements import (
+    ALL_BUT_FIRST,
+    ALL_BUT_LAST,
     BLIND,
     EVERY,
     EVERY_BARE,
@@ -18,16 +20,14 @@ from experiments.grids.placements import (
     LAST,
     LAST_BARE,
     NAMES,
-    OTHERS,
     PLACEMENT_GRID,
     PLACEMENTS,
     RAW,
-    REST,
     UNTIED_BLIND,
     UNTIED_RAW,
 )
 
-OF_BLIND = {EVERY: 1.0, LAST: 0.5, FIRST: 1.5, REST: 0.7, OTHERS: 1.1, EVERY_BARE: 0.8, LAST_BARE: 0.2}
+OF_BLIND = {EVERY: 1.0, LAST: 0.5, FIRST: 1.5, ALL_BUT_FIRST: 0.7, ALL_BUT_LAST: 1.1, EVERY_BARE: 0.8, LAST_BARE: 0.2}
 """Of 800, the largest norm of a blind run. Final norms are half of the largest; a raw run's largest is 80."""
 
 
@@ -113,10 +113,10 @@ FALSE = {
     "(4)": (BLIND, LAST, 3.0),
     "(5)": (BLIND, FIRST, 0.5),
     "(6)": (BLIND, LAST_BARE, 8.0),
-    "(10)": (UNTIED_BLIND, REST, 1.5),
-    "(11)": (BLIND, REST, 1.5),
-    "(13) untied": (UNTIED_BLIND, OTHERS, 0.7),
-    "(13) tied": (BLIND, OTHERS, 0.7),
+    "(10)": (UNTIED_BLIND, ALL_BUT_FIRST, 1.5),
+    "(11)": (BLIND, ALL_BUT_FIRST, 1.5),
+    "(13) untied": (UNTIED_BLIND, ALL_BUT_LAST, 0.7),
+    "(13) tied": (BLIND, ALL_BUT_LAST, 0.7),
 }
 
 
@@ -153,7 +153,7 @@ def test_a_first_loop_that_no_longer_asks_is_seen(variant, tmp_path):
 @pytest.mark.parametrize(("factor", "suffix"), [(0.5, "all but the first / first"), (2.0, "upper bound")])
 def test_the_norm_at_the_first_loop_with_a_loss_must_stay_between_its_bounds(variant, factor, suffix, tmp_path):
     cells = world()
-    for *_, run in cells[variant, REST]:
+    for *_, run in cells[variant, ALL_BUT_FIRST]:
         run["validation"]["l2_norm"]["mean"][1] *= factor
     (failed,) = [name for name, row in rows_of(cells, tmp_path).items() if row["verdict"] == "not supported"]
     assert failed.startswith(f"(12) {NAMES[variant]}") and failed.endswith(suffix)
@@ -164,7 +164,7 @@ def test_the_settings_are_of_one_rate_and_of_all_the_weight():
     for setting in (LAST, FIRST, LAST_BARE):
         weights = [float(weight) for weight in setting.loop_weights.split()]
         assert len(weights) == 4 and sum(weights) == 1.0
-    assert REST.loop_weights.split() == ["0"] + ["0.25"] * 3  # which every loop has otherwise
+    assert ALL_BUT_FIRST.loop_weights.split() == ["0"] + ["0.25"] * 3  # which every loop has otherwise
     assert (EVERY_BARE.momentum, LAST_BARE.momentum) == (0.0, 0.0)
 
 
