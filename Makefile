@@ -83,7 +83,9 @@ long: $(VENV)/.installed
 	$(BIN)/python experiments/report.py runs/long -o results/long/report
 	$(BIN)/python experiments/publish.py runs/long results/long
 
-rates: SEEDS := 3 4 5
+rates sizes multipliers momenta placements: SEEDS := 3 4 5
+multipliers momenta placements: PAIRS := scale_invariant scale_visible untied_scale_invariant untied_scale_visible
+
 rates: PAIRS := scale_invariant scale_visible untied_small_init_scale_invariant untied_small_init_scale_visible
 rates: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/rates/1e-3,--steps 200 --learning-rate 1e-3)
@@ -92,7 +94,6 @@ rates: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/rates/3e-4,--steps 200 --learning-rate 3e-4)
 	$(BIN)/python experiments/grid.py rates runs/rates
 
-sizes: SEEDS := 3 4 5
 sizes: PAIRS := untied_small_init_scale_invariant untied_small_init_scale_visible
 sizes: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/sizes/d64-1e-3,--steps 200 --d-model 64 --learning-rate 1e-3)
@@ -106,8 +107,6 @@ sizes: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/sizes/d128-8-layers-1e-3,--steps 200 --num-layers 8 --learning-rate 1e-3)
 	$(BIN)/python experiments/grid.py sizes runs/sizes results/rates
 
-multipliers: SEEDS := 3 4 5
-multipliers: PAIRS := scale_invariant scale_visible untied_scale_invariant untied_scale_visible
 multipliers: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/multipliers/1,--steps 200 --learning-rate 1e-3)
 	$(call train,$(PAIRS),runs/multipliers/4,--steps 200 --learning-rate 1e-3 --embedding-multiplier 4)
@@ -115,15 +114,11 @@ multipliers: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/multipliers/0.0625,--steps 200 --learning-rate 1e-3 --embedding-multiplier 0.0625)
 	$(BIN)/python experiments/grid.py multipliers runs/multipliers
 
-momenta: SEEDS := 3 4 5
-momenta: PAIRS := scale_invariant scale_visible untied_scale_invariant untied_scale_visible
 momenta: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/momenta/0,--steps 200 --learning-rate 1e-3 --momentum 0)
 	$(call train,$(PAIRS),runs/momenta/0.5,--steps 200 --learning-rate 1e-3 --momentum 0.5)
 	$(BIN)/python experiments/grid.py momenta runs/momenta results/multipliers
 
-placements: SEEDS := 3 4 5
-placements: PAIRS := scale_invariant scale_visible untied_scale_invariant untied_scale_visible
 placements: $(VENV)/.installed
 	$(call train,$(PAIRS),runs/placements/last,--steps 200 --learning-rate 1e-3 --loop-weights 0 0 0 1)
 	$(call train,$(PAIRS),runs/placements/first,--steps 200 --learning-rate 1e-3 --loop-weights 1 0 0 0)
