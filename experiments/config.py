@@ -119,7 +119,8 @@ class RunConfig:
         names = ("d_model", "num_layers", "num_loops", "embedding_multiplier")
         size = {name: getattr(self.model, name) for name in names}
         settings = {"preset": self.preset, "corpus_key": self.corpus_key} | size | asdict(self.training)
-        settings["loop_weights"] = self.supervision.weights
+        # Where the loss is by itself belongs to the variant.
+        settings["loop_weights"] = "equal" if self.supervision.weights is None else loop_weights_of(self)
         return tuple(value for name, value in settings.items() if name not in free)
 
     def to_dict(self) -> dict[str, Any]:

@@ -57,6 +57,13 @@ def column_of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Se
     return runs[chosen].set_index("seed")[column]
 
 
+def by_setting(common: pd.DataFrame, names: Mapping[Setting, str]) -> pd.DataFrame:
+    """The rows after the start, with `line`, the name of their setting, in the order of the names."""
+    settings = common[list(Setting._fields)].itertuples(index=False)
+    line = pd.Categorical([names[Setting(*values)] for values in settings], list(names.values()))
+    return common.assign(line=line)[common["step"] > 0].sort_values("line")
+
+
 def matched(first: "pd.Series[float]", second: "pd.Series[float]") -> "tuple[pd.Series[float], pd.Series[float]]":
     """Of the seeds that both have."""
     return first.align(second, join="inner")

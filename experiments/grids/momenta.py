@@ -13,8 +13,8 @@ import pandas as pd
 
 from experiments.curves import Look
 from experiments.figures import draw_courses
-from experiments.grids.design import Cell, Estimand, Grid, Setting, between, losses, norm_quotient, norms
-from experiments.grids.multipliers import BLIND, ONE, RAW, TIED, UNTIED, UNTIED_BLIND, UNTIED_RAW
+from experiments.grids.design import Cell, Estimand, Grid, Setting, between, by_setting, losses, norm_quotient, norms
+from experiments.grids.multipliers import BLIND, ONE, RAW, UNIT_PAIRS, UNTIED_BLIND, UNTIED_RAW
 
 NONE, HALF, USUAL = ONE._replace(momentum=0.0), ONE._replace(momentum=0.5), ONE
 MOMENTA = {NONE: "0", HALF: "0.5", USUAL: "0.9"}
@@ -33,13 +33,12 @@ def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
 
 
 def _draw(out: Path, _: pd.DataFrame, common: pd.DataFrame, looks: dict[str, Look]) -> None:
-    rows = common[common["step"] > 0].sort_values("momentum")
-    names = [f"momentum {momentum:g}" for momentum in rows["momentum"]]
-    draw_courses(out / "momenta.png", rows.assign(line=names), looks)
+    names = {setting: f"momentum {name}" for setting, name in MOMENTA.items()}
+    draw_courses(out / "momenta.png", by_setting(common, names), looks)
 
 
 MOMENTUM_GRID = Grid(
-    pairs={TIED: (BLIND, RAW), UNTIED: (UNTIED_BLIND, UNTIED_RAW)},
+    pairs=UNIT_PAIRS,
     heading="momentum",
     settings=MOMENTA,
     judgements=(

@@ -23,6 +23,8 @@ from experiments.grids.rates import MIDDLE, PAIRS
 TIED, UNTIED = "tied, N(0, 1)", "untied, N(0, 1)"
 BLIND, RAW = PAIRS[TIED]
 UNTIED_BLIND, UNTIED_RAW = "untied_scale_invariant", "untied_scale_visible"
+UNIT_PAIRS = {TIED: (BLIND, RAW), UNTIED: (UNTIED_BLIND, UNTIED_RAW)}
+"""Those whose embeddings are drawn from N(0, 1)."""
 SMALLEST, SMALL, ONE, LARGE = (MIDDLE._replace(embedding_multiplier=factor) for factor in (1 / 16, 1 / 4, 1.0, 4.0))
 MULTIPLIERS = {SMALLEST: "1/16", SMALL: "1/4", ONE: "1", LARGE: "4"}
 
@@ -52,7 +54,7 @@ def _draw(out: Path, runs: pd.DataFrame, _: pd.DataFrame, looks: dict[str, Look]
 
 
 MULTIPLIER_GRID = Grid(
-    pairs={TIED: (BLIND, RAW), UNTIED: (UNTIED_BLIND, UNTIED_RAW)},
+    pairs=UNIT_PAIRS,
     heading="embedding multiplier",
     settings=MULTIPLIERS,
     judgements=(

@@ -15,9 +15,9 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_courses
-from experiments.grids.design import Cell, Estimand, Grid, Setting, between, column_of, losses, norm_quotient, norms
+from experiments.grids.design import Cell, Estimand, Grid, between, by_setting, column_of, losses, norm_quotient, norms
 from experiments.grids.momenta import LARGEST, NAMES, NONE, USUAL
-from experiments.grids.multipliers import BLIND, RAW, TIED, UNTIED, UNTIED_BLIND, UNTIED_RAW
+from experiments.grids.multipliers import BLIND, RAW, UNIT_PAIRS, UNTIED_BLIND, UNTIED_RAW
 
 EVERY, EVERY_BARE = USUAL, NONE
 LAST, FIRST = EVERY._replace(loop_weights="0 0 0 1"), EVERY._replace(loop_weights="1 0 0 0")
@@ -79,13 +79,11 @@ def _asks(number: int, variant: str) -> Estimand:
 
 
 def _draw(out: Path, _: pd.DataFrame, common: pd.DataFrame, looks: dict[str, Look]) -> None:
-    names = [PLACEMENTS[Setting(*values)] for values in common[list(Setting._fields)].itertuples(index=False)]
-    rows = common.assign(line=pd.Categorical(names, list(PLACEMENTS.values())))
-    draw_courses(out / "placements.png", rows[rows["step"] > 0].sort_values("line"), looks)
+    draw_courses(out / "placements.png", by_setting(common, PLACEMENTS), looks)
 
 
 PLACEMENT_GRID = Grid(
-    pairs={TIED: (BLIND, RAW), UNTIED: (UNTIED_BLIND, UNTIED_RAW)},
+    pairs=UNIT_PAIRS,
     heading="loss after",
     settings=PLACEMENTS,
     judgements=(

@@ -205,6 +205,9 @@ def test_weights_of_the_loops_losses_are_named_and_are_no_detail():
     with pytest.raises(UsageError, match="differ in size, training"):
         require_comparable([one, other])
     require_comparable([one, other], free=["loop_weights"])
+    same = summary("terminal_scale_visible", 0, 1.0), summary("scale_visible", 2, 1.0)
+    same[1]["config"]["supervision"]["weights"] = [0.5, 0.5]  # what it is without being said
+    require_comparable([one, *same])
     assert "learning rate 0.1, loop weights 0 1, equal, seeds 0, 1" in provenance([one, other])
 
 
