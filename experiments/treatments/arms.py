@@ -5,6 +5,7 @@ state and batches on.
 """
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,7 +33,8 @@ NONE = "none"
 RESCALED = "rescaled embedding"
 AT_ENTRY = "between-loop norm at h_0's size"
 DETACHED = "raw readout, scale detached"
-CONTROLS = (RESCALED, AT_ENTRY, DETACHED)
+FROM_SECOND = "between-loop norm from loop 2"
+CONTROLS = (RESCALED, AT_ENTRY, DETACHED, FROM_SECOND)
 AUDITED_WINDOWS = 8  # of the held-out ones
 
 
@@ -45,6 +47,23 @@ class Entrance(nn.Module):
 
     def forward(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         entered: Tensor = self.own(self.act(h))
+        return entered
+
+
+class LaterEntrance(Entrance):
+    """The same at every entrance but the first, which is known by the tensor that comes: the very one that the
+    embedding gave."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor], own: nn.Module, embedding: nn.Module) -> None:
+        super().__init__(act, own)
+        self._first: Callable[[], Tensor | None] = lambda: None
+        embedding.register_forward_hook(self._note)
+
+    def _note(self, module: nn.Module, arguments: tuple[Tensor, ...], h: Tensor) -> None:
+        self._first = weakref.ref(h)  # not the state itself: its graph would outlive the step
+
+    def forward(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        entered: Tensor = self.own(h) if h is self._first() else super().forward(h)
         return entered
 
 
@@ -87,6 +106,9 @@ def apply(model: LoopedLM, supervision: Supervision, remedy: Remedy) -> Supervis
             )  # type: ignore[assignment]
         case name if name in ("between-loop norm", AT_ENTRY):
             model.between = Entrance(partial(remedies.rms_normalised, target=setting), model.between)
+        case name if name == FROM_SECOND:
+            normalised = partial(remedies.rms_normalised, target=setting)
+            model.between = LaterEntrance(normalised, model.between, model.embedding_dropout)
         case "damping":
             model.between = Entrance(partial(torch.mul, setting), model.between)
         case _:
@@ -148,14 +170,15 @@ def _entering_rms(model: LoopedLM, tokens: Int[Tensor, "batch time"]) -> float:
 
 
 def controls(start: Start) -> tuple[Remedy, ...]:
-    """What a norm between loops does to h_0 and nothing else, one that leaves h_0 at its size, and the raw readout's
-    logits without their gradient to the scale."""
+    """What a norm between loops does to h_0 and nothing else, one that leaves h_0 at its size, the raw readout's
+    logits without their gradient to the scale, and a norm between loops that leaves h_0 alone."""
     named, untreated = {remedy.name: remedy for remedy in start.report.remedies}, start.report.directions[0].verdict
     norm, raw = named["between-loop norm"], named["raw readout"]
     return (
         replace(norm, name=RESCALED, verdict=untreated),
         replace(norm, name=AT_ENTRY, setting=start.entering_rms),
         replace(raw, name=DETACHED, verdict=untreated),
+        replace(norm, name=FROM_SECOND),
     )
 
 

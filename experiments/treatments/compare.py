@@ -1,7 +1,7 @@
 """Arms side by side: what each remedy did to the norm and to the loss, and what had been predicted of it.
 
-The predictions (1) to (5) were made before any arm of these variants was run, (6) to (10) before any control was
-(LOG.md, 2026-11-30).
+The predictions (1) to (5) were made before any arm of these variants was run, (6) to (10) before any control was,
+(11) to (14) before any norm from loop 2 was (LOG.md, 2026-11-30).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,17 @@ from experiments.grids.design import Estimand, Estimate
 from experiments.measure.statistics import geometric_interval, t_interval
 from experiments.provenance import provenance
 from experiments.tables import markdown, rows_as_markdown
-from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, NONE, RESCALED
+from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, FROM_SECOND, NONE, RESCALED
 
 TIED, UNTIED = "scale_invariant", "untied_small_init_scale_invariant"
-REMEDIES = ("norm penalty", "raw readout", "final-only norm", "between-loop norm", "damping")
+FROM_FIRST = "between-loop norm"
+REMEDIES = ("norm penalty", "raw readout", "final-only norm", FROM_FIRST, "damping")
 SEEING = ("raw readout", "final-only norm")
 AFTER = "l2_norm_after"
 NOTE = (
     "Norm: mean L2 norm of the state after the last loop, CE: its cross-entropy, both on held-out tokens; before: when "
     "the remedy was chosen, at once: under it, weights as they were; after: at the end of training. Setting: the "
-    "audit's, or what the name says, geometric mean. The last three of each variant are controls. Intervals: 95 %, "
+    "audit's, or what the name says, geometric mean. The last four of each variant are controls. Intervals: 95 %, "
     "Student t over seeds, of the logarithm for norms and ratios. "
 )
 
@@ -98,16 +99,20 @@ def _against(other: str, remedy: str, variant: str) -> Estimate:
 _against_none = partial(_against, NONE)
 
 
-def _cost(remedy: str, variant: str) -> Estimate:
-    """Cross-entropy after less that of the arm without a remedy, nats."""
+def _cost_over(other: str, remedy: str, variant: str) -> Estimate:
+    """Cross-entropy after less that of another arm, nats."""
     loss = "cross_entropy_after"
-    return lambda arms: _column(arms, variant, remedy, loss) - _column(arms, variant, NONE, loss)
+    return lambda arms: _column(arms, variant, remedy, loss) - _column(arms, variant, other, loss)
 
 
-def _cost_of(prefix: str, variant: str, arm: str, side: Side | None = None) -> Estimand:
+_cost = partial(_cost_over, NONE)
+
+
+def _cost_of(prefix: str, variant: str, arm: str, side: Side | None = None, *, over: str = NONE) -> Estimand:
     """That cost, seen from 0."""
-    quantity = f"{prefix}{variant}, {arm}: CE after - without, nats"
-    return Estimand(quantity=quantity, estimate=_cost(arm, variant), side=side, bound=0.0, geometric=False)
+    other = "without" if over == NONE else f"with {over}"
+    quantity = f"{prefix}{variant}, {arm}: CE after - {other}, nats"
+    return Estimand(quantity=quantity, estimate=_cost_over(over, arm, variant), side=side, bound=0.0, geometric=False)
 
 
 def _of_both(quantity: str, estimate: Callable[[str], Estimate], **prediction: Any) -> list[Estimand]:
@@ -150,6 +155,14 @@ JUDGEMENTS = (
     ),
     _cost_of("(10) ", TIED, DETACHED, "below"),
     _cost_of("(10) ", UNTIED, DETACHED, "above"),
+    *_of_both(f"(11) {{}}, {FROM_SECOND}: norm after / without", partial(_against_none, FROM_SECOND), side="below"),
+    Estimand(
+        quantity=f"(12) {TIED}, {FROM_SECOND}: norm after / with {FROM_FIRST}",
+        estimate=_against(FROM_FIRST, FROM_SECOND, TIED),
+        side="below",
+    ),
+    _cost_of("(13) ", TIED, FROM_SECOND, "above"),
+    _cost_of("(14) ", UNTIED, FROM_SECOND, "above", over=FROM_FIRST),
     *chain.from_iterable(
         _of_both(f"{{}}, {remedy}: norm after / before", partial(_growth, remedy))
         for remedy in REMEDIES
@@ -158,13 +171,15 @@ JUDGEMENTS = (
     _cost_of("", TIED, "raw readout"),
     *chain.from_iterable(
         _of_both(f"{{}}, {remedy}: CE after - without, nats", partial(_cost, remedy), geometric=False)
-        for remedy in ("final-only norm", "between-loop norm", "damping")
+        for remedy in ("final-only norm", FROM_FIRST, "damping")
     ),
     Estimand(quantity=f"{UNTIED}, {RESCALED}: norm after / without", estimate=_against_none(RESCALED, UNTIED)),
     Estimand(quantity=f"{UNTIED}, {AT_ENTRY}: norm after / without", estimate=_against_none(AT_ENTRY, UNTIED)),
     *_of_both(f"{{}}, {DETACHED}: norm after / without", partial(_against_none, DETACHED)),
     _cost_of("", TIED, RESCALED),
     *_of_both(f"{{}}, {AT_ENTRY}: CE after - without, nats", partial(_cost, AT_ENTRY), geometric=False),
+    _cost_of("", UNTIED, FROM_SECOND),
+    _cost_of("", TIED, FROM_SECOND, over=FROM_FIRST),
 )
 """What was predicted, by number, and what was not."""
 

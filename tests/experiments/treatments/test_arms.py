@@ -10,9 +10,20 @@ from experiments.errors import RunError
 from experiments.training.metrics import METRICS
 from experiments.training.trainer import train
 from experiments.treatments import arms
-from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, RESCALED, Entrance, apply, begin, controls, treat
+from experiments.treatments.arms import (
+    AT_ENTRY,
+    CONTROLS,
+    DETACHED,
+    FROM_SECOND,
+    RESCALED,
+    Entrance,
+    apply,
+    begin,
+    controls,
+    treat,
+)
 from loopsight import LoopedMaps, remedies, unroll
-from models import LoopedLM
+from models import LoopedLM, looped_loss
 from models.between import Damping
 
 AT, STEPS = 4, 10
@@ -135,7 +146,7 @@ def test_controls_take_their_settings_from_the_remedies_whose_parts_they_are(sta
     begun = start[1]
     found = {control.name: control.setting for control in controls(begun)}
     assert tuple(found) == CONTROLS
-    assert found[RESCALED] == remedy_of(begun, "between-loop norm").setting
+    assert found[RESCALED] == found[FROM_SECOND] == remedy_of(begun, "between-loop norm").setting
     assert found[DETACHED] == remedy_of(begun, "raw readout").setting
     assert found[AT_ENTRY] == begun.entering_rms
 
@@ -171,6 +182,36 @@ def test_a_norm_at_the_size_of_h_0_leaves_its_size_and_takes_that_of_the_rest(st
     entered = model.between(h).norm(dim=-1).mean()
     torch.testing.assert_close(entered, h.norm(dim=-1).mean(), rtol=0.2, atol=0.0)
     torch.testing.assert_close(model.between(100 * h), model.between(h))
+
+
+def test_a_norm_from_the_second_loop_leaves_the_first_alone(start):
+    config, begun = start
+    torch.manual_seed(0)
+    model, tokens = LoopedLM(config.model).eval(), torch.arange(12).view(2, 6)
+    control = control_of(begun, FROM_SECOND)
+    with torch.no_grad():
+        first = model.step(model.embed(tokens))
+        later = model.step(remedies.rms_normalised(first, control.setting))
+        assert apply(model, config.supervision, control) == config.supervision
+        for _ in range(2):  # the first entrance of every batch, not of the first one
+            states = model(tokens, 3)
+            torch.testing.assert_close(states[1], first, rtol=0.0, atol=0.0)
+            torch.testing.assert_close(states[2], later)
+            entered = model.between(states[2]).square().mean(-1).sqrt()
+            torch.testing.assert_close(entered, torch.full_like(entered, control.setting))
+        equal = model.embed(tokens).clone()
+        assert not torch.allclose(model.between(equal), equal)  # by what it is, not by what is in it
+
+
+def test_a_norm_from_the_second_loop_knows_the_first_in_training(start):
+    config, begun = start
+    model, tokens = LoopedLM(config.model).train(), torch.arange(12).view(2, 6)
+    apply(model, config.supervision, control_of(begun, FROM_SECOND))
+    seen = []
+    model.between.own.register_forward_hook(lambda module, arguments, h: seen.append(h))
+    states = model(tokens)
+    looped_loss(model, tokens, tokens, config.supervision).total.backward()
+    assert seen[0] is states[0] and seen[1] is not states[1]
 
 
 def test_a_detached_scale_is_in_the_logits_and_not_in_their_gradient(start):

@@ -49,7 +49,7 @@ def test_every_arm_is_trained_once_and_shown(command, readme, tmp_path):
         "scale_invariant-1.json",
     ]
     runs = json.loads((tmp_path / "results" / "arms.json").read_text())
-    assert [(run["run"], len(run["arms"])) for run in runs] == [("scale_invariant-0", 9), ("scale_invariant-1", 9)]
+    assert [(run["run"], len(run["arms"])) for run in runs] == [("scale_invariant-0", 10), ("scale_invariant-1", 10)]
     assert section(readme.read_text(), "remedies") in done.stdout and "begun at step 2." in done.stdout
     again = command(*arguments)
     assert (again.returncode, again.stdout) == (0, done.stdout)

@@ -8,16 +8,17 @@ from summaries import summary_of
 
 from experiments.errors import UsageError
 from experiments.grids.design import Setting
-from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, NONE, RESCALED
+from experiments.treatments.arms import AT_ENTRY, CONTROLS, DETACHED, FROM_SECOND, NONE, RESCALED
 from experiments.treatments.compare import JUDGEMENTS, REMEDIES, SEEING, TIED, UNTIED, compare_arms
 
 GROWTH = {NONE: 3.0} | dict.fromkeys(REMEDIES, 1.5) | dict.fromkeys(SEEING, 0.5)
-GROWTH |= {RESCALED: 6.0, AT_ENTRY: 1.0, DETACHED: 2.0}
+GROWTH |= {RESCALED: 6.0, AT_ENTRY: 1.0, DETACHED: 2.0, FROM_SECOND: 0.75}
 COST = dict.fromkeys((NONE, *REMEDIES), 0.0) | {
     "norm penalty": 0.05,
     "raw readout": -0.2,
     RESCALED: -0.3,
     AT_ENTRY: 0.1,
+    FROM_SECOND: 0.15,
 }
 DETACHED_COST = {TIED: -0.4, UNTIED: 0.4}
 
@@ -63,7 +64,7 @@ def test_what_is_planted_is_found(undrawn, tmp_path):
     rows = claims_of(world(), tmp_path)
     predicted = {name: row for name, row in rows.items() if row["predicted"] != "none made"}
     assert {row["verdict"] for row in predicted.values()} == {"supported"}
-    assert {name.partition(" ")[0] for name in predicted} == {f"({n})" for n in range(1, 11)}
+    assert {name.partition(" ")[0] for name in predicted} == {f"({n})" for n in range(1, 15)}
     observed = {name: row["observed"].split()[0] for name, row in rows.items()}
     assert observed[f"(1) {TIED}, no remedy: norm after / before"] == "3.03"
     assert observed[f"(2) {UNTIED}, damping: norm after / without"] == "0.5"
@@ -75,6 +76,10 @@ def test_what_is_planted_is_found(undrawn, tmp_path):
     assert observed[f"(8) {UNTIED}, rescaled embedding: CE after - without, nats"] == "-0.3"
     assert observed[f"(9) {UNTIED}, raw readout: norm after / with the scale detached"] == "0.25"
     assert observed[f"(10) {UNTIED}, raw readout, scale detached: CE after - without, nats"] == "0.4"
+    assert observed[f"(11) {UNTIED}, {FROM_SECOND}: norm after / without"] == "0.25"
+    assert observed[f"(12) {TIED}, {FROM_SECOND}: norm after / with between-loop norm"] == "0.5"
+    assert observed[f"(13) {TIED}, {FROM_SECOND}: CE after - without, nats"] == "0.15"
+    assert observed[f"(14) {UNTIED}, {FROM_SECOND}: CE after - with between-loop norm, nats"] == "0.15"
     assert observed[f"{TIED}, damping: norm after / before"] == "1.51"
     assert observed[f"{UNTIED}, rescaled embedding: norm after / without"] == "2"
     assert observed[f"{TIED}, between-loop norm at h_0's size: CE after - without, nats"] == "0.1"
