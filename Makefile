@@ -35,7 +35,7 @@ help:
 	@echo "make placements the same pairs with a loss after some loops alone, into results/placements (an hour)"
 	@echo "make remedies   blind models trained on with each remedy that their audits name, into results/remedies (an hour)"
 	@echo "make sweep      every variant, three seeds, measured and reported, into results/cpu (two to three hours)"
-	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (half an hour)"
+	@echo "make factorial  the designed experiment on what else moves the norm, into results/factorial (an hour)"
 	@echo "make theory     the README's table of propositions (a minute) and the long profile (an hour)"
 
 # One environment for everything, made anew when the requirements change.
@@ -138,7 +138,7 @@ sweep: $(VENV)/.installed
 	$(BIN)/python experiments/screenshot.py results/cpu/report
 
 factorial: $(VENV)/.installed
-	$(BIN)/python experiments/run.py --variant factorial --steps 100 --snapshots 0 --out runs/factorial --resume
+	$(BIN)/python experiments/run.py --variant factorial --seeds $(SEEDS) --steps 100 --snapshots 0 --out runs/factorial --resume
 	$(BIN)/python experiments/publish.py runs/factorial results/factorial
 
 theory: $(VENV)/.installed
