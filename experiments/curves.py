@@ -58,7 +58,8 @@ def look(config: RunConfig) -> Look:
     control = small or not config.model.readout.tied
     if small and not config.model.readout.tied:
         dashes = (5, 1.5, 1, 1.5)
-    panel = PANELS[2] if control else PANELS[config.supervision.placement == "terminal"]
+    *earlier, _ = config.supervision.loop_weights(config.model.num_loops)
+    panel = PANELS[2] if control else PANELS[not any(earlier)]
     return Look(colour=READOUT_COLOURS[readout], marker=MARKERS[readout], dashes=dashes if control else "", panel=panel)
 
 

@@ -18,8 +18,8 @@ from experiments.expectations import as_dicts, table
 from experiments.files import exclusive, write_json
 from experiments.measure.counting import counting
 from experiments.measure.forward import EVALUATION_BATCH
-from experiments.measure.state import STATE_TOKENS, STATE_WINDOWS, measure_state
-from experiments.measure.validation import VALIDATION_WINDOWS, held_out_windows, validate
+from experiments.measure.state import STATE_TOKENS, STATE_WINDOWS, StateMeasurement, measure_state
+from experiments.measure.validation import VALIDATION_WINDOWS, Validation, held_out_windows, validate
 from experiments.runs import CONFIG, SESSIONS, SUMMARY, read_config, read_sessions, read_summary, write_config
 from experiments.training.metrics import METRICS, read_metrics
 from experiments.training.trainer import Execution, train, training_windows
@@ -107,7 +107,6 @@ def _summarise(config: RunConfig, corpus: TokenCorpus, model: LoopedLM, folder: 
     other_loops = None
     if num_loops != trained_loops:
         other_loops = asdict(validate(model, windows, num_loops=num_loops, batch_size=EVALUATION_BATCH))
-    trained_as = replace(find(config.variant), supervision=config.supervision)  # with its own weights of the loops
     return {
         "run": config.name,
         "variant": config.variant,
@@ -122,8 +121,14 @@ def _summarise(config: RunConfig, corpus: TokenCorpus, model: LoopedLM, folder: 
         "validation_at_num_loops": other_loops,
         "counting": asdict(counting(_seen(config, corpus), windows, config.model.vocab_size)),
         "state": asdict(state),
-        "table": as_dicts(table(trained_as, config.model, validation, state)),
+        "table": judge(config, validation, state),
     }
+
+
+def judge(config: RunConfig, validation: Validation, state: StateMeasurement) -> list[dict[str, Any]]:
+    """The table predicted / observed / verdict of a run, from what was measured of it."""
+    trained_as = replace(find(config.variant), supervision=config.supervision)  # with its own weights of the loops
+    return as_dicts(table(trained_as, config.model, validation, state))
 
 
 def _seen(config: RunConfig, corpus: TokenCorpus) -> Iterator[tuple[Tensor, Tensor]]:

@@ -51,7 +51,7 @@ def main() -> None:
                     print(f"left out, {what}: {', '.join(runs)} of {each.folder}", file=sys.stderr)
         summaries = [summary for each in found for summary in each.summaries]
         require_cells(summaries)
-        parts: dict[str, list[pd.DataFrame]] = {table: [] for table in ("common", *GRIDS[name].ends)}
+        parts: dict[str, list[pd.DataFrame]] = {table: [] for table in ("common", *GRIDS[name].tables)}
         for each in found:
             for summary in each.summaries:
                 run = each.place / summary["run"]

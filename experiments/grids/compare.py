@@ -34,7 +34,7 @@ def compare_grid(
         name: of the Markdown file.
         grid: what is compared.
         summaries: the contents of its runs' `summary.json`; equal in all but variant, seed and setting.
-        tables: `common` and those of `grid.ends`, each of all runs, with the columns of `identity`.
+        tables: `common` and those of `grid.tables`, each of all runs, with the columns of `identity`.
         out: folder.
 
     Raises:
@@ -81,31 +81,24 @@ def _require_kept_weights(summaries: Sequence[dict[str, Any]], common: pd.DataFr
 def _runs(grid: Grid, summaries: Sequence[dict[str, Any]], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row a run, in the order of settings and variants."""
     keys = list(identity(summaries[0]))
-    common = tables["common"].sort_values("step").groupby(keys)
-    courses = common.agg(
-        largest_norm=("l2_norm", "max"),
-        most_common=("common_fraction", "max"),
-        last_common=("common_fraction", "last"),
-    )
-    rows = [
-        identity(summary)
-        | {
-            "l2_norm": summary["validation"]["l2_norm"]["mean"][-1],
-            "first_norm": summary["validation"]["l2_norm"]["mean"][_first_with_a_loss(summary) - 1],
-            "cross_entropy": summary["validation"]["cross_entropy"][-1],
-        }
-        for summary in summaries
-    ]
-    ends = [tables[table].groupby(keys)[list(columns)].last() for table, columns in grid.ends.items()]
-    others = [common.apply(of_course).rename(name) for name, of_course in grid.courses.items()]
-    of_runs = pd.concat([courses, *ends, *others], axis=1)
-    return pd.DataFrame(rows).join(of_runs, on=keys).sort_values(keys, ignore_index=True)
-
-
-def _first_with_a_loss(summary: dict[str, Any]) -> int:
-    config = RunConfig.from_dict(summary["config"])
-    weights = config.supervision.loop_weights(config.model.num_loops)
-    return next(loop for loop, weight in enumerate(weights, 1) if weight != 0.0)
+    by_run = {name: dict(list(table.groupby(keys))) for name, table in tables.items()}
+    rows = []
+    for summary in summaries:
+        which = identity(summary)
+        of_run = {name: runs.get(tuple(which.values()), pd.DataFrame()) for name, runs in by_run.items()}
+        of_run["common"] = common = of_run["common"].sort_values("step")
+        rows.append(
+            which
+            | {
+                "l2_norm": summary["validation"]["l2_norm"]["mean"][-1],
+                "cross_entropy": summary["validation"]["cross_entropy"][-1],
+                "largest_norm": common["l2_norm"].max(),
+                "most_common": common["common_fraction"].max(),
+                "last_common": common["common_fraction"].iloc[-1],
+            }
+            | {name: column(summary, of_run) for name, column in grid.columns.items()}
+        )
+    return pd.DataFrame(rows).sort_values(keys, ignore_index=True)
 
 
 def _cell_table(grid: Grid, runs: pd.DataFrame) -> str:

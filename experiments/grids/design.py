@@ -31,6 +31,8 @@ class Setting(NamedTuple):
 Cell = tuple[str, Setting]
 """A variant under a setting: its runs are the seeds."""
 Estimate = Callable[[pd.DataFrame], "pd.Series[float]"]
+Column = Callable[[dict[str, Any], Mapping[str, pd.DataFrame]], float]
+"""What is told of a run: a function of its summary and of its tables by name, `common` in the order of the steps."""
 
 
 def setting_of(summary: dict[str, Any]) -> Setting:
@@ -55,6 +57,16 @@ def column_of(runs: pd.DataFrame, cell: Cell, column: str = "l2_norm") -> "pd.Se
     for name, value in setting._asdict().items():
         chosen &= runs[name] == value
     return runs[chosen].set_index("seed")[column]
+
+
+def last_of(table: str, column: str) -> Column:
+    """The last row's value of a table; NaN where the run has none."""
+
+    def last(_: dict[str, Any], tables: Mapping[str, pd.DataFrame]) -> float:
+        rows = tables[table]
+        return float(rows[column].iloc[-1]) if column in rows and len(rows) else float("nan")
+
+    return last
 
 
 def by_setting(common: pd.DataFrame, names: Mapping[Setting, str]) -> pd.DataFrame:
@@ -183,8 +195,8 @@ class Grid:
         heading: what tells the settings apart, in words.
         settings: setting to its name, in the order of the table.
         judgements: lines of the table of predictions.
-        ends: table of a run to the columns of it whose last row belongs to what is told of the run.
-        courses: what else is told of a run: name to a function of its table `common`, in the order of the steps.
+        columns: of the table of runs, beside those that every grid has.
+        tables: of the runs, beside `common`, that these columns are made from.
         draw: makes the figures in a folder, from one row a run, one row a run and kept step, and the looks of the
             variants.
     """
@@ -194,8 +206,8 @@ class Grid:
     settings: Mapping[Setting, str]
     judgements: Sequence[Estimand | InEveryRun]
     draw: Callable[[Path, pd.DataFrame, pd.DataFrame, dict[str, Look]], None]
-    ends: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    courses: Mapping[str, Callable[[pd.DataFrame], float]] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    tables: Sequence[str] = ()
 
     def has(self, summary: dict[str, Any]) -> bool:
         """Whether a run is of one of the cells."""

@@ -17,7 +17,7 @@ import pandas as pd
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_over
-from experiments.grids.design import Estimand, Grid, Setting, column_of, losses, matched, norm_quotient, norms
+from experiments.grids.design import Estimand, Grid, Setting, column_of, last_of, losses, matched, norm_quotient, norms
 from experiments.grids.rates import MIDDLE, PAIRS
 
 TIED, UNTIED = "tied, N(0, 1)", "untied, N(0, 1)"
@@ -106,5 +106,6 @@ MULTIPLIER_GRID = Grid(
         ),
     ),
     draw=_draw,
-    ends={"own_token": ("embedding_left", "centred_left", "own_logit")},
+    columns={name: last_of("own_token", name) for name in ("embedding_left", "centred_left", "own_logit")},
+    tables=("own_token",),
 )

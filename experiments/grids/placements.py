@@ -8,10 +8,13 @@ asks; with a loss after the last loop alone, the norm stops where that loss stop
 What was known when each of the predictions (1) to (13) was made stands in results/placements/README.md.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from experiments.config import RunConfig
 from experiments.curves import Look
 from experiments.expectations import Side
 from experiments.figures import draw_courses
@@ -36,12 +39,24 @@ PLACEMENTS = {
 }
 
 
-def _first_asks(course: pd.DataFrame) -> float:
+FIRST_NORM = "first_norm"
+
+
+def _first_norm(summary: dict[str, Any], _: Mapping[str, pd.DataFrame]) -> float:
+    """The norm at the first loop that has a loss."""
+    config = RunConfig.from_dict(summary["config"])
+    weights = config.supervision.loop_weights(config.model.num_loops)
+    first = next(loop for loop, weight in enumerate(weights) if weight != 0.0)
+    return float(summary["validation"]["l2_norm"]["mean"][first])
+
+
+def _first_asks(_: dict[str, Any], tables: Mapping[str, pd.DataFrame]) -> float:
     """The first loop's derivative at the first kept step at which the last loop's is not negative.
 
     The start is left out, where it can be either by chance. NaN where there is no such step, and of a run that was
     measured by an older version, without the first loop.
     """
+    course = tables["common"]
     if "first_common_derivative" not in course:
         return float("nan")
     trained = course[course["step"] > 0]
@@ -62,7 +77,7 @@ def _raw_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
 
 def _same_norm(number: int, variant: str) -> tuple[Estimand, Estimand]:
     """The norm at the first loop that has a loss: the second loop's over the first's."""
-    estimate = norm_quotient((variant, ALL_BUT_FIRST), (variant, FIRST), "first_norm")
+    estimate = norm_quotient((variant, ALL_BUT_FIRST), (variant, FIRST), FIRST_NORM)
     quantity = f"({number}) {NAMES[variant]}: norm at the first loop with a loss, all but the first / first"
     return between(quantity, estimate, 2 / 3, 1.5)
 
@@ -138,7 +153,7 @@ PLACEMENT_GRID = Grid(
                 f"{name}: norm at the first loop with a loss, last / first",
                 (variant, LAST),
                 (variant, FIRST),
-                column="first_norm",
+                column=FIRST_NORM,
             )
             for variant, name in NAMES.items()
         ),
@@ -155,5 +170,5 @@ PLACEMENT_GRID = Grid(
         ),
     ),
     draw=_draw,
-    courses={"first_asks": _first_asks},
+    columns={FIRST_NORM: _first_norm, "first_asks": _first_asks},
 )

@@ -1,6 +1,7 @@
 """Norms over the embedding multiplier: what is planted is found, and every prediction can fail."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from experiments.config import RunConfig
 from experiments.curves import look
 from experiments.figures import draw_over
 from experiments.grids.compare import compare_grid, identity
+from experiments.grids.design import last_of
 from experiments.grids.multipliers import (
     BLIND,
     LARGE,
@@ -143,3 +145,11 @@ def test_the_figure_is_over_the_multiplier(kept, tmp_path):
     assert line.get_ydata().tolist() == pytest.approx([100.0 * 1.04 * x for x in line.get_xdata()], rel=1e-3)
     assert figure.axes[-1].get_xlabel() == "embedding multiplier"
     assert [text.get_text() for text in figure.axes[-1].get_xticklabels()] == ["0.0625", "0.25", "1", "4"]
+
+
+def test_what_is_told_of_a_table_is_its_last_row_and_no_value_where_there_is_none():
+    told = last_of("own_token", "own_logit")
+    frame = pd.DataFrame({"step": [1, 2], "own_logit": [3.0, 4.0]})
+    assert told({}, {"own_token": frame}) == 4.0
+    for without in (frame[:0], frame.drop(columns="own_logit"), pd.DataFrame()):
+        assert math.isnan(told({}, {"own_token": without}))

@@ -193,6 +193,13 @@ def test_a_variant_looks_like_its_configuration(name, world):
     assert look(world.config(name)) == expected
 
 
+@pytest.mark.parametrize(("weights", "panel"), [((0, 0, 0, 1), 1), ((1, 0, 0, 0), 0), ((0.5, 0, 0, 0.5), 0)])
+def test_a_run_stands_where_its_own_loss_is(weights, panel, world):
+    config = world.config("scale_invariant")
+    weighted = replace(config, supervision=replace(config.supervision, weights=weights))
+    assert look(weighted).panel == PANELS[panel]
+
+
 def test_a_remedy_of_another_readout_is_none_of_the_remedies_shown(world):
     penalised, removing = world.config("norm_penalty"), world.config("scale_removing")
     layernorm = world.config("layernorm").model.readout
