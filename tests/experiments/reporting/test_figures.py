@@ -193,7 +193,7 @@ def test_a_variant_looks_like_its_configuration(name, world):
     assert look(world.config(name)) == expected
 
 
-@pytest.mark.parametrize(("weights", "panel"), [((0, 0, 0, 1), 1), ((1, 0, 0, 0), 0), ((0.5, 0, 0, 0.5), 0)])
+@pytest.mark.parametrize(("weights", "panel"), [((0.0, 0.0, 0.0, 1.0), 1), ((1.0, 0.0, 0.0, 0.0), 0)])
 def test_a_run_stands_where_its_own_loss_is(weights, panel, world):
     config = world.config("scale_invariant")
     weighted = replace(config, supervision=replace(config.supervision, weights=weights))
