@@ -656,7 +656,9 @@ def test_remedies():
     require_said(f"at {damped[0]} times tied, about as much as it does at once, and is undecided untied, {damped[1]}")
     require_said(f"higher by {cost(untied, last)} nats. Two models")
     require_said(f"with {without(penalty)} times the norm without it (tied, untied)")
-    require_said(f"with {both(between_ratio, short)} times, a raw readout with {without(raw)}")
+    from_second = without("between-loop norm from loop 2")
+    require_said(f"with {both(between_ratio, short)} times, from loop 2 on with {from_second}, a raw readout with")
+    require_said(f"a raw readout with {without(raw)};")
 
 
 def test_controls_of_remedies():
@@ -695,6 +697,28 @@ def test_controls_of_remedies():
     require_said(f"with its logits halved the loss is higher by {more} only")
     require_said(f"Untied neither is decided: {observed[f'{untied}, {seen}']} times the norm")
     require_said(f"a loss that is higher by {cost(untied, detached)} without the gradient")
+
+
+def test_a_norm_from_loop_2():
+    rows, observed = remedies()
+    tied, untied, whole, arm = TIED_BLIND, UNTIED_BLIND, "between-loop norm", "between-loop norm from loop 2"
+    norms = [observed[f"{variant}, {arm}: norm after / without"] for variant in (tied, untied)]
+    require_said("ends at {} times the norm without a remedy tied and {} times untied".format(*norms))
+    over = observed[f"{tied}, {arm}: norm after / with {whole}"]
+    require_said(f"tied that is {over} times the norm with it from loop 1 on.")
+    without, against = (
+        {v: observed[f"{v}, {arm}: CE after - {other}, nats"] for v in (tied, untied)}
+        for other in ("without", f"with {whole}")
+    )
+    require_said(f"higher by {without[tied]} nats than without a remedy, {against[tied]} from where the whole norm")
+    require_said(f"Untied the loss is {against[untied]} nats above that of the whole norm")
+    require_said(f"and {without[untied]} from that without a remedy, undecided.")
+    for variant in (tied, untied):
+        assert (paired(variant, arm, arm, "l2_norm_after", "l2_norm_before") < 1).all()
+    require_said("With every seed of both it ends below where it began.")
+    verdicts = [row["verdict"] for row in rows if row["quantity"].startswith(("(11)", "(12)", "(13)", "(14)"))]
+    assert verdicts == ["supported"] * 5
+    require_said("Predictions (11) to (14) came true, all five lines.")
 
 
 def _arms(variant, remedy):
