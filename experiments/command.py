@@ -213,8 +213,18 @@ FROM_PRESET = (
 
 
 def _training(arguments: Arguments, variants: Sequence[Variant]) -> TrainingConfig:
-    preset = require_preset(arguments.preset)
-    given = {name: getattr(arguments, name) for name in FROM_PRESET if getattr(arguments, name) is not None}
+    training = training_of(arguments.preset, variants, **{name: getattr(arguments, name) for name in FROM_PRESET})
+    return replace(training, recompute=arguments.recompute or training.recompute)
+
+
+def training_of(preset: str, variants: Sequence[Variant], **given: Any) -> TrainingConfig:
+    """The training of a preset with what a command line gives, by names in `TrainingConfig`; None is not given.
+
+    Raises:
+        UsageError: the preset is unknown, a value makes no sense, or a variant sets another.
+    """
+    defaults = require_preset(preset)
+    given = {name: value for name, value in given.items() if value is not None}
     for variant in variants:
         for name in sorted(variant.training.keys() & given.keys()):
             if variant.training[name] != given[name]:
@@ -223,7 +233,7 @@ def _training(arguments: Arguments, variants: Sequence[Variant]) -> TrainingConf
                     f"{variant.training[name]}; leave it out."
                 )
     try:
-        return replace(preset, **given, recompute=arguments.recompute or preset.recompute)
+        return replace(defaults, **given)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

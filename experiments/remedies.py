@@ -6,7 +6,6 @@ python experiments/remedies.py --arms results/remedies/arms.json    compare what
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--at", type=int, default=10, help="step at which remedies are begun (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="at which training ends (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, help="the preset's when not given")
     parser.add_argument("--preset", default="cpu", help="size and training defaults, as in run.py")
     parser.add_argument("--data", default="stdlib", help="as in run.py")
     parser.add_argument("--device", default="auto", help="as in run.py")
@@ -58,8 +58,8 @@ def _complete(path: Path) -> list[dict[str, Any]]:
 
 
 def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from experiments.command import require_seeds
-    from experiments.config import require_preset, resolve
+    from experiments.command import require_seeds, training_of
+    from experiments.config import resolve
     from experiments.corpus import CorpusConfig, prepare
     from experiments.device import choose_device, make_arithmetic_repeatable
     from experiments.training.trainer import Execution
@@ -70,8 +70,8 @@ def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     require_at_least(1, at=arguments.at)
     require_at_least(arguments.at + 1, steps=arguments.steps)
     require_seeds(arguments.seeds)
-    preset = require_preset(arguments.preset)
     variants = [variant for name in arguments.variants for variant in select(name)]
+    training = training_of(arguments.preset, variants, steps=arguments.steps, learning_rate=arguments.learning_rate)
     execution = Execution(device=choose_device(arguments.device))
     size = PRESETS[arguments.preset]
     corpus_config = CorpusConfig(data=arguments.data, vocab_size=size.vocab_size)
@@ -84,7 +84,7 @@ def _trained(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 variant=variant.name,
                 preset=arguments.preset,
                 seed=seed,
-                training=replace(preset, steps=arguments.steps),
+                training=training,
                 corpus=corpus_config,
                 tokens=corpus,
             )

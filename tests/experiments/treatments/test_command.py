@@ -41,7 +41,7 @@ def test_the_readme_has_what_the_command_makes_of_the_stored_arms(command, readm
 
 
 def test_every_arm_is_trained_once_and_shown(command, readme, tmp_path):
-    arguments = ["--variants", "scale_invariant", *TINY, "--seeds", "0", "1"]
+    arguments = ["--variants", "scale_invariant", *TINY, "--seeds", "0", "1", "--learning-rate", "0.002"]
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -50,6 +50,7 @@ def test_every_arm_is_trained_once_and_shown(command, readme, tmp_path):
     ]
     runs = json.loads((tmp_path / "results" / "arms.json").read_text())
     assert [(run["run"], len(run["arms"])) for run in runs] == [("scale_invariant-0", 10), ("scale_invariant-1", 10)]
+    assert {run["config"]["training"]["learning_rate"] for run in runs} == {0.002}
     assert section(readme.read_text(), "remedies") in done.stdout and "begun at step 2." in done.stdout
     again = command(*arguments)
     assert (again.returncode, again.stdout) == (0, done.stdout)
@@ -68,6 +69,7 @@ def test_every_arm_is_trained_once_and_shown(command, readme, tmp_path):
         (["--at", "0"], 2, "--at must be at least 1, got 0"),
         (["--seeds", "1", "1"], 2, "--seeds must be different"),
         (["--preset", "huge"], 2, "unknown preset 'huge'"),
+        (["--learning-rate", "0", *TINY], 2, "learning_rate"),
         (["--variants", "scale_visible", *TINY, "--seeds", "0"], 1, "names no remedy at step 2"),
         (["--arms", "none.json"], 1, "cannot read none.json"),
     ],
