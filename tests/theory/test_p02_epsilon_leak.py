@@ -46,6 +46,44 @@ def test_the_numeric_check_rejects_wrong_leaks(mutant, scale):
     assert leak_residual(case, "rmsnorm", 0.1, MUTANTS[mutant]) > 1e-4
 
 
+RMSNORM = NORMALISATIONS["rmsnorm"][0]
+
+
+@pytest.mark.parametrize(
+    ("readout", "holds"),
+    [
+        (lambda h, eps: RMSNORM(h + 0.5, eps), False),
+        (lambda h, eps: RMSNORM(h, eps + 0.2), False),
+        (lambda h, eps: RMSNORM(h, eps) + 0.2 * h, False),
+        (lambda h, eps: RMSNORM(h, eps).tanh() + 0.5, True),
+    ],
+    ids=["a shift", "an epsilon that is not counted", "a raw part", "anything after the norm"],
+)
+def test_eulers_identity_needs_all_that_competes_with_the_state_to_scale(monkeypatch, readout, holds):
+    monkeypatch.setitem(p02.NORMALISATIONS, "rmsnorm", (readout, "inside_root", False))
+    for seed in range(10):
+        residual = p02.euler_residual(Case(seed=seed), "rmsnorm", 0.3, 2)
+        assert residual < 1e-14 if holds else residual > 1e-4
+
+
+@pytest.mark.parametrize(("name", "degree"), [("rmsnorm", 2), ("layernorm", 2), ("added", 1)])
+def test_epsilon_counts_by_its_degree(name, degree):
+    """A mean square counts twice, a root mean square once, at any scale of the state."""
+    case = Case(scale=30.0, tokens=3, spread=2.0)
+    for counted in (0, 1, 2, 3):
+        residual = p02.euler_residual(case, name, 0.3, counted)
+        assert residual < 1e-14 if counted == degree else residual > 1e-3
+
+
+def test_the_check_notices_an_epsilon_that_counts_otherwise(monkeypatch):
+    cases = [case for case in map(lambda seed: Case(seed=seed), range(8)) if p02.relative_eps(case) > 1e-4]
+    exact = p02.euler_residual
+    assert all(p02.check(case).holds for case in cases)
+    monkeypatch.setattr(p02, "euler_residual", lambda case, name, size, degree: exact(case, name, size, 3 - degree))
+    for case in cases:
+        assert p02.check(case).holds == (random.Random(case.seed).choice(list(NORMALISATIONS)) == "clamp")
+
+
 def test_layernorm_leaks_by_its_variance_and_not_by_its_mean_square():
     def mean_square(h, eps, form, centred):
         return epsilon_leak(h, eps, form, centred=False)
