@@ -42,10 +42,10 @@ def test_a_sum_in_the_place_of_the_mean_is_rejected(monkeypatch):
 
 def test_the_gradient_is_rejected_with_the_wrong_gap(monkeypatch):
     case = Case()
-    assert p06.gradient_residual(case, lambda h: h) < 1e-14
+    assert p06.gradient_residual(case) < 1e-14
     true = p06.logit_gap
     monkeypatch.setattr(p06, "logit_gap", lambda logits, labels: -true(logits, labels))
-    assert p06.gradient_residual(case, lambda h: h) > 1e-2
+    assert p06.gradient_residual(case) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,56 @@ def test_calibration_is_no_sign_of_a_raw_readout():
     assert abs(loss(2.0, True) - loss(1.0, True)) < 1e-14
     assert loss(2.0, False) - loss(1.0, False) > 1e-3
     assert loss(0.5, False) - loss(1.0, False) > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_part_of_the_control_fails_where_its_claim_holds_otherwise(seed):
+    case = Case(seed=seed)
+    slope, curvature = p06.ray_residuals(case)
+    assert max(slope, curvature) < 1e-14
+    slope, curvature = p06.ray_residuals(case, p06.rms_normalised)  # flat, whatever gap and variance the logits have
+    assert slope > 0.1 and curvature > 0.05
+    raw, tied = (p06.gauge_model(case, tied=tied) for tied in (False, True))
+    assert max(*p06.gauge_residuals(raw, 1), p06.gauge_residuals(tied, 2)[0]) < 1e-14
+    assert min(*p06.gauge_residuals(tied, 1), p06.gauge_residuals(raw, 2)[0], p06.gauge_residuals(raw, 0)[0]) > 1e-4
+    blind = p06.gauge_model(case, readout="rmsnorm", tied=False)
+    by_writers, by_head = p06.gauge_residuals(blind, 1)
+    assert by_writers > 1e-4 and max(by_head, p06.gauge_residuals(blind, 0)[0]) < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("ray", "holds"),
+    [
+        (lambda h: h, True),
+        (lambda h: h + 0.1 * h.mean(-1, keepdim=True), True),  # any linear map
+        (lambda h: torch.tanh(h), False),
+        (lambda h: h + 0.1, False),  # its logits have a part that the state does not make
+        (lambda h: h * h.square().mean(-1, keepdim=True).sqrt(), False),  # degree 2: twice the gap
+    ],
+    ids=["raw", "linear", "tanh", "shifted", "degree 2"],
+)
+def test_slope_and_curvature_along_the_ray_are_those_of_linear_readouts(ray, holds):
+    slope, curvature = p06.ray_residuals(Case(seed=1), ray)
+    assert max(slope, curvature) < 1e-14 if holds else min(slope, curvature) > 1e-4
+
+
+def test_the_check_notices_a_ray_and_a_gauge_that_are_off(monkeypatch):
+    cases = [Case(seed=seed) for seed in range(6)]
+    assert all(p06.check(case).holds for case in cases)
+    for name in ("ray_residuals", "gauge_residuals"):
+        for part in (0, 1):
+            with monkeypatch.context() as patch:
+                exact = getattr(p06, name)
+
+                def off(*arguments, exact=exact, part=part):
+                    values = list(exact(*arguments))
+                    values[part] += 1e-3
+                    return tuple(values)
+
+                patch.setattr(p06, name, off)
+                failed = {p06.gauge_model(case).architecture.tied for case in cases if not p06.check(case).holds}
+                # A tied head has no second side of a gauge.
+                assert failed == ({False} if (name, part) == ("gauge_residuals", 1) else {False, True})
 
 
 @pytest.mark.parametrize("between", ["none", "rmsnorm", "damping"])
