@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import sympy as sp
 import torch
 
 from theory.cases import Case
@@ -79,25 +78,50 @@ def test_where_the_scale_is_seen_the_exact_relations_fail(change):
         assert p14.embedding_scaling_residual(model) > 1e-4
 
 
-def test_a_loss_of_another_degree_is_rejected(monkeypatch):
-    monkeypatch.setattr(p14, "log_gauged", lambda e, b, r: p14.loss(b * e, r))
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda e, b, r: p14.loss(b[0] * e[0], b[1] * e[1], *r),
+        lambda e, b, r: p14.loss(e[1], b[0] / e[0], b[1] / e[0], *r),
+        lambda e, b, r: p14.loss(e[1] / e[0], b[0] / e[0], b[1], *r),
+        lambda e, b, r: p14.loss(e[1] / e[0], b[0] / e[0], b[1] / e[0], r[0] / e[0], r[1]),
+    ],
+    ids=["products", "an embedding left out", "a block writer left out", "a reader counted as a writer"],
+)
+def test_a_loss_of_another_degree_is_rejected(monkeypatch, mutant):
+    """All but the first agree with the gauge in the first coordinates of writers."""
+    monkeypatch.setattr(p14, "log_gauged", mutant)
     with pytest.raises(ProofError, match="gradient at c times the writers"):
         p14.prove()
 
 
 @pytest.mark.parametrize(
-    "step", [lambda x, b: x / 2, lambda x, b: p14.ALPHA * x + b(x)], ids=["other alpha", "large b"]
+    "step",
+    [
+        lambda x: tuple(y / 2 for y in x),
+        lambda x: (p14.ALPHA * x[0] + x[1], p14.ALPHA * x[1]),
+        lambda x: tuple(p14.ALPHA * y for y in reversed(x)),
+        lambda x: (p14.ALPHA * x[0], x[1]),
+    ],
+    ids=["other alpha", "a branch as large as the state", "coordinates exchanged", "one coordinate damped"],
 )
 def test_a_loop_of_another_jacobian_is_rejected(monkeypatch, step):
-    def other(weights, x, small):
-        state, through = x, sp.Integer(0)
-        for weight in weights:
-            through += weight * sp.Function("l")(state)
-            state = step(state, sp.Function("b"))
-        return sp.diff(through, x).doit()
-
-    monkeypatch.setattr(p14, "total_gradient", other)
+    monkeypatch.setattr(p14, "loop", lambda state, small: step(state))
     with pytest.raises(ProofError, match="the slope at every exit from here on"):
+        p14.prove()
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda state, branch, small: (state[0] + branch, state[1] + small * p14.b[1] * branch),
+        lambda state, branch, small: (state[0] + small * branch, state[1] + small * p14.b[1] * branch),
+    ],
+    ids=["a coordinate that no writer weighs", "a coordinate of another writer"],
+)
+def test_readers_of_branches_that_b_does_not_weigh_are_rejected(monkeypatch, mutant):
+    monkeypatch.setattr(p14, "residual_step", mutant)
+    with pytest.raises(ProofError, match="block reader's gradient"):
         p14.prove()
 
 

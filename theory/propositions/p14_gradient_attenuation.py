@@ -22,73 +22,109 @@ TOLERANCE = 1e-10
 FAR = 1e15  # scale of h_0 at which (c)'s O(1/s) is rounding
 FACTOR = 7.0
 
-# Embeddings, block writers, readers: one coordinate of each. Of many, the others enter L as further ratios to e, or as
-# further readers, and are held.
-e, b, r = sp.symbols("e b r", positive=True)
+# Embeddings, block writers and readers, two coordinates of each. More enter as these do: as the e_1 that all ratios are
+# taken to (where it is not 0), as further ratios, or as further readers.
+e = (sp.Symbol("e_1", real=True, nonzero=True), sp.Symbol("e_2", real=True))
+b, r = sp.symbols("b_1:3", real=True), sp.symbols("r_1:3", real=True)
 s = sp.Symbol("s", positive=True)
 loss = sp.Function("L")
+Coordinates = tuple[sp.Symbol, ...]
 
 
 def prove() -> Proof:
     proof = Proof()
     prove_writers_and_readers(proof)
     prove_embeddings(proof)
+    prove_block_readers(proof)
     prove_loops(proof)
     return proof
 
 
-def log_gauged(embeddings: sp.Expr, blocks: sp.Expr, readers: sp.Expr) -> sp.Expr:
-    """Every function of (e, b, r) of degree 0 in (e, b) jointly is a function of the ratio b / e and of r."""
-    return loss(blocks / embeddings, readers)
+def log_gauged(embeddings: Coordinates, blocks: Coordinates, readers: Coordinates) -> sp.Expr:
+    """Every function of (e, b, r) of degree 0 in (e, b) jointly is a function of the ratios to e_1 and of r."""
+    first, *others = embeddings
+    return loss(*(x / first for x in (*others, *blocks)), *readers)
+
+
+def scaled_by(expression: sp.Expr, symbols: Coordinates, factor: sp.Expr) -> sp.Expr:
+    return expression.subs({x: factor * x for x in symbols}, simultaneous=True).doit()
+
+
+GRADIENTS = [("reader", r, 0), ("block writer", b, 1), ("embedding", e, 1)]
+"""Whose gradient, and what power of the scale it falls with."""
 
 
 def prove_writers_and_readers(proof: Proof) -> None:
     """(a) At c times the writers: readers' gradients unchanged, writers' divided by c."""
     factor = sp.Symbol("c", positive=True)
-    for name, symbol, power in (("reader", r, 0), ("block writer", b, 1), ("embedding", e, 1)):
-        here = sp.diff(log_gauged(e, b, r), symbol).doit()
-        there = here.subs({e: factor * e, b: factor * b}, simultaneous=True).doit()
-        proof.equal(f"{name}'s gradient at c times the writers, times c^{power}", factor**power * there, here)
+    for name, coordinates, power in GRADIENTS:
+        for x in coordinates:
+            here = sp.diff(log_gauged(e, b, r), x).doit()
+            there = factor**power * scaled_by(here, (*e, *b), factor)
+            proof.equal(f"{name}'s gradient at c times the writers, times c^{power}: {x}", there, here)
 
 
 def prove_embeddings(proof: Proof) -> None:
     """(b) Embeddings alone times s: the gradients are 1/s times those of the model whose block writers are b / s."""
-    for name, symbol, power in (("reader", r, 0), ("block writer", b, 1), ("embedding", e, 1)):
-        gradient = sp.diff(log_gauged(e, b, r), symbol).doit()
-        larger_state = gradient.subs(e, s * e).doit()
-        smaller_blocks = gradient.subs(b, b / s).doit()
-        proof.equal(f"{name}'s gradient at (s e, b), times s^{power}", s**power * larger_state, smaller_blocks)
-    # A reader acts only through the branches: at b / s its gradient starts at first order.
-    branch = sp.Function("f")
-    loss_of_small = loss(e + b / s * branch(r))
-    first = sp.diff(loss_of_small, r).doit().subs(b, 0).doit()
-    proof.equal("block reader's gradient at b / s -> 0", first, sp.Integer(0))
+    for name, coordinates, power in GRADIENTS:
+        for x in coordinates:
+            gradient = sp.diff(log_gauged(e, b, r), x).doit()
+            larger_state, smaller_blocks = scaled_by(gradient, e, s), scaled_by(gradient, b, 1 / s)
+            proof.equal(f"{name}'s gradient at (s e, b), times s^{power}: {x}", s**power * larger_state, smaller_blocks)
+
+
+def residual_step(state: tuple[sp.Expr, ...], branch: sp.Expr, small: sp.Symbol) -> tuple[sp.Expr, ...]:
+    """h + (b / s) f(h, r), small = 1/s: a block reader acts only through a branch, which b / s weighs."""
+    return tuple(x + small * weight * branch for x, weight in zip(state, b, strict=True))
+
+
+def prove_block_readers(proof: Proof) -> None:
+    """(b) Two residual steps at b / s: the gradient of a reader of both starts at first order in 1/s."""
+    small, branches = sp.Symbol("delta", positive=True), sp.symbols("f g", cls=sp.Function)
+    state: tuple[sp.Expr, ...] = e
+    for branch in branches:
+        state = residual_step(state, branch(*state, *r), small)
+    gradient = sp.diff(loss(*state), r[0])
+    proof.equal("block reader's gradient at b / s = 0", gradient.subs(small, 0).doit(), sp.Integer(0))
+    along_b = sum(weight * sp.diff(loss(*e), x) for weight, x in zip(b, e, strict=True))
+    answer = sum(sp.diff(branch(*e, *r), r[0]) for branch in branches)
+    slope = sp.diff(gradient, small).subs(small, 0).doit()
+    proof.equal("block reader's gradient times s, as 1/s -> 0", slope, along_b * answer)
 
 
 ALPHA = sp.Symbol("alpha", positive=True)
 
 
-def total_gradient(weights: tuple[sp.Symbol, ...], x: sp.Symbol, small: sp.Symbol) -> sp.Expr:
-    """Derivative in h_k, in units of 1/s, of sum_j w_j l(h_j), with h_{j+1} = alpha h_j + small b(h_j) and h_k = x."""
-    readout_loss, branch = sp.Function("l"), sp.Function("b")
-    state, through = x, sp.Integer(0)
+def loop(state: tuple[sp.Expr, ...], small: sp.Symbol) -> tuple[sp.Expr, ...]:
+    """In units of s, small = 1/s: alpha h + b(h) / s, every coordinate of b an arbitrary function of all of h."""
+    return tuple(ALPHA * x + small * sp.Function(f"b_{n}")(*state) for n, x in enumerate(state, 1))
+
+
+def total_gradient(weights: Coordinates, start: Coordinates, small: sp.Symbol) -> list[sp.Expr]:
+    """Derivatives in h_k = start, in units of 1/s, of sum_j w_j l(h_j)."""
+    state, through = start, sp.Integer(0)
     for weight in weights:
-        through += weight * readout_loss(state)
-        state = ALPHA * state + small * branch(state)
-    return sp.diff(through, x).doit()
+        through += weight * sp.Function("l")(*state)
+        state = loop(state, small)
+    return [sp.diff(through, x) for x in start]
 
 
 def prove_loops(proof: Proof) -> None:
     """(c) In units of s a loop is h -> alpha h + b / s, alpha = 1 without damping: its Jacobian alpha + Db / s carries
-    gradients back times alpha, and the state's norm is as much larger there. One coordinate, three loops."""
-    x, small = sp.symbols("x delta", positive=True)  # one coordinate of h_k / s_k, and 1 / s_k
-    weights, at = sp.symbols("w_1:4", real=True), sp.Dummy("x")
-    slope = sp.diff(sp.Function("l")(at), at)
+    gradients back times alpha, and the state's norm is as much larger there. Two coordinates, three loops."""
+    small = sp.Symbol("delta", positive=True)  # 1 / s_k
+    start, at = sp.symbols("x_1:3", real=True), sp.symbols("y_1:3", cls=sp.Dummy)  # of h_k / s_k
+    weights = sp.symbols("w_1:4", real=True)
     for k in range(3):
-        gradient = total_gradient(weights[k:], x, small).subs(small, 0).doit()
-        scales = [ALPHA**n for n in range(3 - k)]  # s_j / s_k
-        exits = sum(w * size * sp.Subs(slope, at, size * x) for w, size in zip(weights[k:], scales, strict=True))
-        proof.equal(f"s G_{k + 1} as 1/s -> 0: s_j times the slope at every exit from here on", gradient, exits.doit())
+        for n, gradient in enumerate(total_gradient(weights[k:], start, small)):
+            slope = sp.diff(sp.Function("l")(*at), at[n])
+            scales = [ALPHA**j for j in range(3 - k)]  # s_j / s_k
+            exits = sum(
+                weight * size * sp.Subs(slope, at, [size * x for x in start])
+                for weight, size in zip(weights[k:], scales, strict=True)
+            )
+            text = f"s G_{k + 1} as 1/s -> 0, coordinate {n + 1}: s_j times the slope at every exit from here on"
+            proof.equal(text, gradient.subs(small, 0).doit(), exits.doit())
 
 
 def gradients(model: RandomModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
