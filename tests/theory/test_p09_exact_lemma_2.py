@@ -13,6 +13,8 @@ from theory import far_out
 from theory.cases import Case
 from theory.proposition import Proof, ProofError
 from theory.propositions import p09_exact_lemma_2 as p09
+from theory.propositions import p10_growth_across_loops as p10
+from theory.propositions import p17_rescaling_and_precision as p17
 
 
 def only_the_previous_branch(branches, phi):
@@ -68,9 +70,10 @@ def test_the_check_notices_wrong_corrections_and_bounds(monkeypatch):
         assert p09.check(case).value > 1e-4
 
 
-def test_the_check_notices_a_hundredth_of_b_where_states_are_a_billion_times_larger(monkeypatch):
+@pytest.mark.parametrize("proposition", [p09, p10, p17], ids=["P9", "P10", "P17"])
+def test_the_check_notices_a_hundredth_of_b_where_states_are_a_billion_times_larger(monkeypatch, proposition):
     """Rounding is measured against the state: what the branch adds is a billionth of it."""
-    right, case = p09.sublayers_and_states, Case(seed=4, d=12, tokens=3, scale=1e6, spread=1e3)
+    right, case = proposition.sublayers_and_states, Case(seed=4, d=12, tokens=3, scale=1e6, spread=1e3)
 
     def grown(case):
         """Branches that answer to the largest state by a hundredth."""
@@ -78,10 +81,10 @@ def test_the_check_notices_a_hundredth_of_b_where_states_are_a_billion_times_lar
         more = [lambda x, f=f: x + (f(x) - x) * (1.0 + 0.01 * (x.norm(dim=-1, keepdim=True) > 1e9)) for f in sublayers]
         return more, h
 
-    assert p09.check(case).holds
-    monkeypatch.setattr(p09, "sublayers_and_states", grown)
-    assert not p09.check(case).holds
-    assert p09.check(case).value < 1e-10
+    assert proposition.check(case).holds
+    monkeypatch.setattr(proposition, "sublayers_and_states", grown)
+    assert not proposition.check(case).holds
+    assert proposition.check(case).value < 1e-10
 
 
 def test_the_norm_of_a_state_that_is_turned_by_a_right_angle_does_not_grow_by_a():

@@ -28,7 +28,7 @@ from theory.random_model import StateMap
 from theory.symbols import h as state
 from theory.symbols import i, total
 
-TOLERANCE = 1e-10
+TOLERANCE = 1e-12  # of |h|, up to 1e10 of what is added, as in P9
 LOOPS = 3  # of the linearised recurrence
 S, START, RATE, BETA, SMALL = sp.symbols("s s_0 a beta varepsilon", positive=True)
 NU = sp.Symbol("nu", real=True)

@@ -23,7 +23,7 @@ from theory.random_model import StateMap
 from theory.symbols import c, d, j, total
 from theory.symbols import h as state
 
-TOLERANCE = 1e-10
+TOLERANCE = 1e-12  # of |h|, up to 1e10 of what is added, as in P9
 FORMATS = (torch.bfloat16, torch.float16)
 
 
