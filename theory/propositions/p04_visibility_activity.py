@@ -155,18 +155,24 @@ def check(case: Case) -> Residual:
 
 
 def control(case: Case) -> Residual:
-    """The least of three that must fail: a raw readout's radial visibility, the visibility under the wrong
-    distribution, and the activity of a residual step whose branch does not normalise its input."""
+    """The least of: a raw readout's radial visibility, the visibility under the wrong distribution, the activities of a
+    residual step whose branch does not normalise its input, damped or not, and removal by no operation at all."""
     model = random_model(draw_architecture(case, readout="raw", between="none", tied=False, batch=1))
     generator, h = torch.Generator().manual_seed(case.seed), model.embed()
     readout = model.readout()
     seen = visibility(readout, h, h, generator=generator)
     sampled, bound = label_sampled_visibility(readout, h, h)
-    unnormalised = model.parameters["0.mlp.gate"][: case.d]
+    matrix = model.parameters["0.mlp.gate"][: case.d]
+
+    def unnormalised(h: Tensor) -> Tensor:
+        return h + torch.tanh(h @ matrix.T)
+
     failures = [
         radial_defect(model),
         ((seen.uniform - sampled).abs() / bound).max().item(),
-        carry_defect(lambda h: h + torch.tanh(h @ unnormalised.T), h, 1.0, generator),
+        carry_defect(unnormalised, h, 1.0, generator),
+        carry_defect(lambda h: unnormalised(DAMPING * h), h, DAMPING, generator),
+        carry_defect(model.sublayers()[0], h, 0.0, generator),
     ]
     return Residual(value=least(failures), tolerance=TOLERANCE)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from theory.cases import Case
-from theory.far_out import cotangent, directions, sequence
+from theory.far_out import cotangent, directions, linear_sublayers, sequence
 from theory.laboratory import model_and_states, pullback
 from theory.proposition import Proof, Proposition, Residual, least, worst
 from theory.random_model import RandomModel, StateMap
@@ -153,15 +153,21 @@ def settling(sublayer: StateMap, alpha: float, h: Tensor) -> float:
 
 
 def control(case: Case) -> Residual:
-    """The least of: the radial derivative of the same loop without an operation between loops; and, undamped, but with
-    a half predicted, what it carries and the bound, from states far larger than what a loop adds."""
+    """The least of: the radial derivative of the same loop without an operation between loops; the leak of twice the
+    epsilon; undamped, but with a half predicted, what it carries and the bound, from states far larger than what a loop
+    adds; and settling where the step answers to the scale."""
     model, h = model_and_states(case, between="rmsnorm")
     free, _ = model_and_states(case, between="none")
     far, sublayer = 1e4 * h, free.sublayers()[0]
+    square = h.square().mean(-1, keepdim=True)
+    epsilon = square.max().item()
+    leaky, _ = model_and_states(case, between="rmsnorm", eps=epsilon)
     failures = [
-        removal(model, sequence(model.sublayers()), h, torch.zeros_like(h[..., :1])),
+        removal(model, sequence(model.sublayers()), h, torch.zeros_like(square)),
+        removal(leaky, leaky.step(), h, 2.0 * epsilon / (square + 2.0 * epsilon)),
         carrying(lambda x: sublayer(2.0 * x), 0.5, far),
         excess(free, 0.5, far),
+        settling(linear_sublayers(case)[0], 0.5, h),
     ]
     return Residual(value=least(failures), tolerance=TOLERANCE)
 
