@@ -119,10 +119,10 @@ def carry_defect(step: StateMap, h: Tensor, gain: float, generator: torch.Genera
     return (((pulled - gain * w) * h).sum(-1).abs() / size).max().item()
 
 
-def penalty_defect(h: Tensor) -> float:
-    """Largest |h^T H h / (2 lambda rms^2) - 1|, H the Hessian of lambda rms^2; lambda cancels."""
+def penalty_defect(h: Tensor, power: float = 2.0) -> float:
+    """Largest |h^T H h / (2 lambda rms^2) - 1|, H the Hessian of lambda rms^power (2: claimed); lambda cancels."""
     h = h.clone().requires_grad_()
-    gradient = torch.autograd.grad(h.square().mean(-1).sum(), h, create_graph=True)[0]
+    gradient = torch.autograd.grad((h.square().mean(-1) ** (power / 2.0)).sum(), h, create_graph=True)[0]
     curvature = torch.autograd.grad((gradient * h.detach()).sum(), h)[0] * h
     return (curvature.sum(-1) / (2.0 * h.square().mean(-1)) - 1.0).abs().max().item()
 
@@ -155,8 +155,9 @@ def check(case: Case) -> Residual:
 
 
 def control(case: Case) -> Residual:
-    """The least of: a raw readout's radial visibility, the visibility under the wrong distribution, the activities of a
-    residual step whose branch does not normalise its input, damped or not, and removal by no operation at all."""
+    """The least of: a raw readout's radial visibility, the visibility under the wrong distribution, a penalty of the
+    root mean square itself, the activities of a residual step whose branch does not normalise its input, damped or not,
+    and removal by no operation at all."""
     model = random_model(draw_architecture(case, readout="raw", between="none", tied=False, batch=1))
     generator, h = torch.Generator().manual_seed(case.seed), model.embed()
     readout = model.readout()
@@ -170,6 +171,7 @@ def control(case: Case) -> Residual:
     failures = [
         radial_defect(model),
         ((seen.uniform - sampled).abs() / bound).max().item(),
+        penalty_defect(h, power=1.0),
         carry_defect(unnormalised, h, 1.0, generator),
         carry_defect(lambda h: unnormalised(DAMPING * h), h, DAMPING, generator),
         carry_defect(model.sublayers()[0], h, 0.0, generator),
