@@ -6,24 +6,50 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any exception it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    umask = os.umask(0)
-    os.umask(umask)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        umask = os.umask(0)
+        os.umask(umask)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o666 & ~umask)  # a temporary file is private, the finished one like any other
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}."
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block says that it is of `path`, where it says nothing (as when a disk is full) or names the
+    temporary file, which is gone.
+
+    Raises:
+        OSError: that one.
+    """
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~umask)  # a temporary file is private, the finished one like any other
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(f"{error}: '{path}'") from error
+        if error.filename is None or Path(os.fsdecode(error.filename)).name.startswith(_prefix(path)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -34,6 +60,22 @@ def write_json(path: Path, value: Any) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written; safetensors itself has one kind of error for everything.
+    """
+    from safetensors import SafetensorError  # here: torch takes seconds to import, and most files are text
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def read_json(path: Path) -> Any:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments.errors import RunError
-from experiments.files import atomic_path
+from experiments.files import write_tensors
 
 FORMAT = "loopsight-checkpoint-1"
 
@@ -86,8 +85,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "config": json.dumps(checkpoint.config),
         "sha256": _digest(tensors),
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    write_tensors(path, tensors, header)
 
 
 def load(path: Path) -> Checkpoint:

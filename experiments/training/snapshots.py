@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experiments.files import atomic_path
+from experiments.files import write_tensors
 
 FOLDER = "snapshots"
 
@@ -21,8 +21,7 @@ def snapshot_steps(steps: int, count: int) -> set[int]:
 def save(model: nn.Module, folder: Path, step: int) -> None:
     """Write the weights after `step` steps, model weights only, into a run's folder."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(folder / FOLDER / f"step-{step:06d}.safetensors") as temporary:
-        save_file(weights, temporary)
+    write_tensors(folder / FOLDER / f"step-{step:06d}.safetensors", weights)
 
 
 def load(folder: Path) -> dict[int, dict[str, Tensor]]:

@@ -100,7 +100,6 @@ def train(config: RunConfig, tokens: np.ndarray, folder: Path, execution: Execut
     try:
         _optimise(config, model, gradients, optimisers, windows, metrics, folder, execution, done)
     finally:
-        metrics.close()
         release(model)
     return model
 

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from experiments.errors import RunError
@@ -81,10 +81,10 @@ def test_a_failed_save_keeps_the_old_checkpoint(saved, monkeypatch):
 
     def fail(tensors, path, metadata):
         path.write_bytes(b"half")
-        raise OSError("disk full")
+        raise SafetensorError("disk full")
 
-    monkeypatch.setattr(checkpoints, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match=f"disk full: '{saved}'"):
         checkpoints.save(checkpoints.Checkpoint(step=8, config={}, tensors={"model.w": torch.zeros(1)}), saved)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]

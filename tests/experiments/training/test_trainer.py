@@ -224,10 +224,9 @@ def test_a_metrics_line_cut_short_is_dropped_on_resume(tmp_path):
     log = MetricsLog(tmp_path, 0)
     for step in (10, 20, 30):
         log.write({"step": step, "loss": 1.0, "l2_norm": [1.0, 2.0], "cross_entropy": [None, 1.0]})
-    log.close()
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
-    MetricsLog(tmp_path, 10).close()
+    MetricsLog(tmp_path, 10)
     assert [record["step"] for record in read_metrics(path)] == [10]
 
 
