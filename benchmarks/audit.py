@@ -22,7 +22,7 @@ from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.device import choose_device  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.errors import RunError, exit_status, require_at_least  # noqa: E402
-from experiments.files import write_json  # noqa: E402
+from experiments.files import whole_files, write_json  # noqa: E402
 from experiments.runs import load_batch, load_model  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from loopsight import audit  # noqa: E402
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.publish:
-        publish("audit", sorted((FOLDER / "audit").glob("*.json")), as_markdown)
+        publish("audit", whole_files(FOLDER / "audit", ".json"), as_markdown)
         return
     if not arguments.presets and not arguments.runs:
         parser.error("nothing to audit: name presets, or runs.")

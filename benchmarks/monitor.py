@@ -23,7 +23,7 @@ from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
 from experiments.errors import exit_status, require_at_least  # noqa: E402
-from experiments.files import write_json  # noqa: E402
+from experiments.files import whole_files, write_json  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from loopsight.monitor import LoopMonitor  # noqa: E402
 from models import PRESETS, LoopedLM  # noqa: E402
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--publish", action="store_true", help="measure nothing; write the table of what is stored")
     arguments = parser.parse_args()
     if arguments.publish:
-        publish("monitor", sorted((FOLDER / "monitor").glob("*.json")), as_markdown)
+        publish("monitor", whole_files(FOLDER / "monitor", ".json"), as_markdown)
         return
     require_at_least(2, rounds=arguments.rounds)
     device = choose_device(arguments.device)

@@ -74,7 +74,7 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
         again: what to run after an interrupt.
     """
     try:
-        command()
+        _carry_out(command)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -87,8 +87,7 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
         print(f"error: the package {error.name} is missing; install it with: {INSTALL}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Nobody reads any more (`| head`): stop quietly, and keep the interpreter from flushing into the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()  # nobody reads any more (`| head`): stop quietly
         return 1
     except KeyboardInterrupt:
         print(f"error: interrupted; what was written is whole; run {again} again.", file=sys.stderr)
@@ -103,5 +102,24 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
         return 1
     except OSError as error:
         print(f"error: {error}; check the path, its permissions and the free space.", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _let_go_of_output()
         return 1
     return 0
+
+
+def _carry_out(command: Callable[[], None]) -> None:
+    """And print the rest of what was printed, while an error of that still gets a sentence."""
+    try:
+        command()
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _let_go_of_output() -> None:
+    """Keep the interpreter from printing at its end what cannot be printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

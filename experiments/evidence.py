@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.errors import RunError
-from experiments.files import atomic_path, read_json, write_json
+from experiments.files import atomic_path, read_json, whole_files, write_json
 from experiments.measure.suite import FOLDER as MEASUREMENTS
 from experiments.measure.suite import RECORD, SUITE, read_table
 from experiments.runs import CONFIG, SUMMARY
@@ -47,10 +47,11 @@ def pack(folders: Sequence[Path], out: Path, *, missing: Sequence[str] = (), **s
     }
     for name in names:
         packed = out / TABLES / f"{name}.csv"
-        packed.unlink(missing_ok=True)
-        if frames[name]:
-            with atomic_path(packed) as temporary:
-                pd.concat(frames[name]).set_index("run").to_csv(temporary)
+        if not frames[name]:
+            packed.unlink(missing_ok=True)
+            continue
+        with atomic_path(packed) as temporary:
+            pd.concat(frames[name]).set_index("run").to_csv(temporary)
     write_json(out / INDEX, {"version": VERSION, **said, "missing": list(missing), "runs": runs})
 
 
@@ -64,6 +65,7 @@ def unpack(packed: Path, out: Path) -> Path:
 
     Raises:
         RunError: the packed runs are damaged or of another version.
+        OSError: a file of theirs cannot be read, or one of a run not written.
     """
     try:
         index = read_json(packed / INDEX)
@@ -77,14 +79,14 @@ def unpack(packed: Path, out: Path) -> Path:
                 write_json(out / run / DOCUMENTS[kind], document)
         for run in index["missing"]:
             (out / run / MEASUREMENTS).mkdir(parents=True)
-        for path in sorted((packed / TABLES).glob("*.csv")):
+        for path in whole_files(packed / TABLES, ".csv"):
             for name, table in pd.read_csv(path).groupby("run", sort=False):
                 run = str(name)
                 if run not in runs:
                     raise RunError(f"{path} has a run {run} that {INDEX} has not; pack the runs again.")
                 with atomic_path(_csv(out / run, path.stem)) as temporary:
                     table.drop(columns="run").to_csv(temporary, index=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"cannot read the packed runs of {packed} ({error}); pack them again.") from error
     return out
 

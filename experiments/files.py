@@ -30,6 +30,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def whole_files(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder that have a suffix, in order; not those that a process killed outright has left."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
+
+
 def _prefix(path: Path) -> str:
     return f".{path.name}."
 

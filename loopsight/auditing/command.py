@@ -105,8 +105,10 @@ def _say(text: str) -> None:
     """To whom still listens: behind `| head` the files are written all the same."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise AuditFailed(f"cannot print ({error}); is there space where the output goes?") from error
 
 
 def _require_figures() -> None:

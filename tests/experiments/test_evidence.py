@@ -111,3 +111,10 @@ def test_a_damaged_table_is_refused_before_anything_is_packed(folders, tmp_path)
     with pytest.raises(RunError, match="cannot read .*clamp.csv"):
         evidence.pack(folders, tmp_path / "packed")
     assert not evidence.is_packed(tmp_path / "packed")
+
+
+def test_what_a_killed_process_left_is_not_read(folders, tmp_path):
+    evidence.pack(folders, tmp_path / "packed")
+    (tmp_path / "packed" / "tables" / ".clamp.csv.x1y2.csv").write_text("ru")
+    evidence.unpack(tmp_path / "packed", tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").rglob("*.csv")} == {"clamp.csv", "loops.csv"}

@@ -3,19 +3,24 @@
 The limit on the size of a file stands for a full disk: the system refuses the rest of a file, whoever writes it.
 """
 
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from experiments import figures
+from experiments import evidence, figures
 from experiments.files import atomic_path, write_json
 from experiments.training.metrics import METRICS, MetricsLog, read_metrics
 from experiments.training.trainer import CHECKPOINT, train
 
+ROOT = Path(__file__).parents[2]
 ARGUMENTS = (
     "--variant",
     "scale_visible",
@@ -30,6 +35,9 @@ ARGUMENTS = (
     "--snapshots",
     0,
 )
+
+
+PRINTS = "import sys; from experiments.errors import exit_status; sys.exit(exit_status(lambda: print('x' * {})))"
 
 
 @contextmanager
@@ -114,3 +122,35 @@ def test_an_error_is_of_the_file_that_was_to_be_written(tmp_path):
     with pytest.raises(FileExistsError, match=f"'{tmp_path / 'file'}'"), atomic_path(tmp_path / "file" / "a.json"):
         pass
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("letters", [10, 5_000, 20_000])
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_cannot_be_printed_gets_a_sentence_unless_nobody_reads(letters, closed):
+    if closed:
+        reading, out = os.pipe()
+        os.close(reading)
+    else:
+        out = os.open("/dev/full", os.O_WRONLY)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", PRINTS.format(letters)]
+    done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=out, stderr=subprocess.PIPE, text=True)
+    os.close(out)
+    said = "error: [Errno 28] No space left on device; check the path, its permissions and the free space.\n"
+    assert (done.returncode, done.stderr) == (1, "" if closed else said)
+
+
+def test_packed_runs_are_whole_where_there_was_no_room_for_new_ones(tmp_path):
+    run, packed = tmp_path / "a-0", tmp_path / "packed"
+    (run / "measurements").mkdir(parents=True)
+    (run / "summary.json").write_text('{"run": "a-0"}')
+    table = run / "measurements" / "clamp.csv"
+    table.write_text("k\n1\n")
+    evidence.pack([run], packed)
+    before = (packed / "tables" / "clamp.csv").read_text()
+    table.write_text("k\n" + "2\n" * 100)
+    with no_file_above(100), pytest.raises(OSError, match="clamp.csv"):
+        evidence.pack([run], packed)
+    assert (packed / "tables" / "clamp.csv").read_text() == before
+    with no_file_above(10), pytest.raises(OSError, match=f"too large: '{tmp_path / 'again' / 'a-0' / 'summary.json'}'"):
+        evidence.unpack(packed, tmp_path / "again")
