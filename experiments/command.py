@@ -155,7 +155,7 @@ def _run_and_print(
     print(f"\n# {config.name}: {find(config.variant).summary}\n", flush=True)
     summary = run(config, tokens, arguments.out, execution, num_loops=num_loops, resume=arguments.resume)
     print(rows_as_markdown(summary["table"]))
-    if summary["validation_at_num_loops"] is not None:
+    if summary.get("validation_at_num_loops") is not None:
         print(f"\nNot judged, {num_loops} loops (trained with {config.model.num_loops}):\n")
         print(_by_loop(summary["validation_at_num_loops"]))
     loss, counted = summary["validation"]["cross_entropy"][-1], summary.get("counting")

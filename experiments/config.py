@@ -141,11 +141,15 @@ class RunConfig:
         supervision = dict(values["supervision"])
         if supervision["weights"] is not None:
             supervision["weights"] = tuple(supervision["weights"])  # JSON knows lists only
+        try:
+            corpus = CorpusConfig(**values["corpus"])
+        except UsageError as error:  # here it is a file that is wrong, no request
+            raise ValueError(str(error)) from error
         nested = {
             "model": ModelConfig(**model),
             "supervision": Supervision(**supervision),
             "training": TrainingConfig(**values["training"]),
-            "corpus": CorpusConfig(**values["corpus"]),
+            "corpus": corpus,
         }
         return cls(**(values | nested))
 

@@ -16,7 +16,7 @@ from experiments.errors import RunError
 from experiments.files import atomic_path, read_json, whole_files, write_json
 from experiments.measure.suite import FOLDER as MEASUREMENTS
 from experiments.measure.suite import RECORD, SUITE, read_table
-from experiments.runs import CONFIG, SUMMARY
+from experiments.runs import CONFIG, SUMMARY, DamagedSummary, finished_summaries
 
 INDEX = "runs.json"
 TABLES = "tables"
@@ -89,6 +89,23 @@ def unpack(packed: Path, out: Path) -> Path:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"cannot read the packed runs of {packed} ({error}); pack them again.") from error
     return out
+
+
+def finished_runs(folder: Path, scratch: Path) -> tuple[Path, list[dict[str, Any]], list[str]]:
+    """Where the run folders are, unpacked into `scratch` where a folder holds packed runs, and their
+    `finished_summaries`.
+
+    Raises:
+        RunError: as `unpack` and `finished_summaries`.
+    """
+    if not is_packed(folder):
+        return folder, *finished_summaries(folder)
+    try:
+        return unpack(folder, scratch), *finished_summaries(scratch)
+    except DamagedSummary as error:
+        raise RunError(
+            f"{folder / INDEX} is of another version or damaged ({error.where}); pack the runs again."
+        ) from error
 
 
 def _csv(folder: Path, table: str) -> Path:

@@ -18,7 +18,7 @@ def provenance(summaries: Sequence[dict[str, Any]]) -> str:
         return ", ".join(sorted({describe(session) for session in sessions}))
 
     unknown = (corpus.get("unknown_rate") or {}).get("validation")
-    counted = [summary["counting"] for summary in summaries if "counting" in summary]
+    counted = [summary["counting"] for summary in summaries if summary.get("counting") is not None]
     dates = sorted({session["date"][:10] for session in sessions})
     return (
         f"Cross-entropy (CE) in nats a token, {first['validation']['tokens']:,} held-out tokens"

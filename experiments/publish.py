@@ -20,11 +20,10 @@ def main() -> None:
     from experiments.comparison import compare
     from experiments.effects import publish_factorial
     from experiments.errors import UsageError
-    from experiments.evidence import INDEX, is_packed, pack, unpack
+    from experiments.evidence import INDEX, finished_runs, is_packed, pack
     from experiments.factorial import FACTORIAL
     from experiments.files import read_json
     from experiments.readme import place_of, read_text, replace_section, section
-    from experiments.runs import finished_summaries
     from experiments.training_curves import compare_training
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip(), formatter_class=argparse.RawTextHelpFormatter)
@@ -36,9 +35,8 @@ def main() -> None:
         raise UsageError(f"{arguments.runs} is not a folder; name the folder that holds the run folders.")
     packed = is_packed(arguments.runs)
     with TemporaryDirectory() as scratch:
-        folder = unpack(arguments.runs, Path(scratch)) if packed else arguments.runs
-        summaries, unfinished = finished_summaries(folder)
-    campaign = packed and "plan" in read_json(arguments.runs / INDEX)  # which `unpack` has found to be whole
+        folder, summaries, unfinished = finished_runs(arguments.runs, Path(scratch))
+    campaign = packed and "plan" in read_json(arguments.runs / INDEX)  # which `finished_runs` has found to be whole
     if unfinished:
         print(f"left out, unfinished: {', '.join(unfinished)}", file=sys.stderr)
     if not summaries:

@@ -12,31 +12,60 @@ from torch import Tensor
 from experiments.config import RunConfig
 from experiments.corpus import default_cache, prepare
 from experiments.errors import RunError
+from experiments.factorial import FACTORIAL
 from experiments.files import read_json, write_json
+from experiments.tables import ROW_COLUMNS
 from experiments.training import checkpoint as checkpoints
 from experiments.training.trainer import CHECKPOINT
+from experiments.variants import VARIANTS
 from models import LoopedLM
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
 SESSIONS = "environment.json"
-_ANY: Mapping[str, Any] = {}
-SUMMARY_KEYS: Mapping[str, Any] = {
-    **dict.fromkeys(("run", "variant", "seed", "num_loops", "parameters", "config", "sessions", "table"), _ANY),
-    "corpus": {"source": _ANY, "note": _ANY},
-    "training": {"tokens_per_second": _ANY},
-    "validation": {
-        "tokens": _ANY,
-        "cross_entropy": _ANY,
-        "l2_norm": dict.fromkeys(("mean", "median", "p99", "max"), _ANY),
-    },
-    "state": {"radial_gradient_fraction": _ANY},
+_NUMBER = int | float
+_NORMS = dict.fromkeys(("mean", "median", "p99", "max"), [_NUMBER])
+SUMMARY_KINDS: Mapping[str, Any] = {
+    "run": str,
+    "variant": str,
+    "seed": int,
+    "num_loops": int,
+    "parameters": int,
+    "config": dict,
+    "sessions": [
+        {
+            "date": str,
+            "python": str,
+            "packages": {"torch": str},
+            "commit": str | None,
+            **dict.fromkeys(("uncommitted_changes", "processor", "torch_threads", "device"), object),
+        }
+    ],
+    "corpus": {"source": object, "note": str | None, "unknown_rate?": {"validation": _NUMBER}},
+    "training": {"tokens_per_second": _NUMBER},
+    "validation": {"tokens": int, "cross_entropy": [_NUMBER], "l2_norm": _NORMS},
+    "validation_at_num_loops?": {"cross_entropy": [_NUMBER], "l2_norm": {"mean": [_NUMBER]}},
+    "counting?": {"tokens": int, "unigram": _NUMBER, "bigram": _NUMBER},
+    "state": {"radial_gradient_fraction": [_NUMBER]},
+    "table": [dict.fromkeys(ROW_COLUMNS, str)],
 }
-"""What every summary has, and within it what others than the run that wrote it read. `counting` is newer than some."""
-COUNTING_KEYS: Mapping[str, Any] = {"unigram": _ANY, "bigram": _ANY}
+"""What every summary has, and within it what others than the run that wrote it read: a type, the entries of a mapping,
+or what each item of a list is. With a question mark: what may be missing, or null."""
 FACTORY = "experiments.runs:load_model"
 BATCH = "experiments.runs:load_batch"
 SEQUENCES = 16  # of the validation part, in what `load_batch` returns
+
+
+class DamagedSummary(RunError):
+    """A summary that is not what others read.
+
+    Attributes:
+        where: the run, and the entry of its summary.
+    """
+
+    def __init__(self, message: str, *, where: str) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
@@ -60,14 +89,21 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None.
 
     Raises:
-        RunError: the summary is damaged or of another version.
+        RunError: the summary cannot be read.
+        DamagedSummary: it is of another version, or an entry of it is missing or no such thing.
     """
     path = folder / SUMMARY
     if not path.exists():
         return None
     summary = _read(path)
-    if not _is_whole(summary):
-        raise RunError(f"{path} is of another version; delete it, and --resume evaluates the checkpoint again.")
+    wrong = _wrong_entry(summary)
+    if wrong is not None:
+        where = wrong or "all of it"
+        raise DamagedSummary(
+            f"{path} is of another version or damaged ({where}); delete it, and --resume evaluates the checkpoint "
+            "again.",
+            where=f"{folder.name}: {where}",
+        )
     return summary
 
 
@@ -84,13 +120,16 @@ def finished_summaries(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The summaries of the finished runs in a folder, and the names of the unfinished ones.
 
     Raises:
-        RunError: a summary is damaged or of another version, or its folder was renamed, so that nobody would find it.
+        RunError: a summary cannot be read.
+        DamagedSummary: one is damaged or of another version, or its folder was renamed, so that nobody would find it.
     """
     folders = sorted(path.parent for path in out.glob(f"*/{CONFIG}"))
     found = {folder.name: read_summary(folder) for folder in folders}
     for name, summary in found.items():
         if summary is not None and summary["run"] != name:
-            raise RunError(f"{out / name} holds the run {summary['run']}; give the folder that name again.")
+            raise DamagedSummary(
+                f"{out / name} holds the run {summary['run']}; give the folder that name again.", where=f"{name}: run"
+            )
     finished = [summary for summary in found.values() if summary is not None]
     return finished, [name for name, summary in found.items() if summary is None]
 
@@ -148,20 +187,44 @@ def load_batch(folder: Path) -> Int[Tensor, "sequences context"]:
     return torch.from_numpy(tokens).view(count, context)
 
 
-def _is_whole(summary: Any) -> bool:
-    if not _has(summary, SUMMARY_KEYS) or not _has(summary.get("counting", COUNTING_KEYS), COUNTING_KEYS):
-        return False
+def _wrong_entry(summary: Any) -> str | None:
+    """The name of an entry that is missing or not what is read, or None."""
+    if (wrong := _wrong(summary, SUMMARY_KINDS)) is not None:
+        return wrong
     try:
-        RunConfig.from_dict(summary["config"])
+        config = RunConfig.from_dict(summary["config"])
     except (KeyError, TypeError, ValueError):
-        return False
-    return True
+        return "config"
+    if summary["variant"] not in VARIANTS | FACTORIAL:
+        return "variant"
+    validation, loops = summary["validation"], config.model.num_loops
+    by_loop = {f"validation.l2_norm.{name}": values for name, values in validation["l2_norm"].items()}
+    by_loop["validation.cross_entropy"] = validation["cross_entropy"]
+    by_loop["state.radial_gradient_fraction"] = summary["state"]["radial_gradient_fraction"]
+    return next((name for name, values in by_loop.items() if len(values) != loops), None)
 
 
-def _has(found: Any, keys: Mapping[str, Any]) -> bool:
-    return isinstance(found, dict) and all(
-        key in found and (not inner or _has(found[key], inner)) for key, inner in keys.items()
-    )
+def _wrong(found: Any, wanted: Any, name: str = "") -> str | None:
+    """The name of the first entry that is not as wanted (see `SUMMARY_KINDS`), below the one of this name."""
+    if isinstance(wanted, Mapping):
+        if not isinstance(found, dict):
+            return name
+        for key, inner in wanted.items():
+            plain = key.removesuffix("?")
+            below = f"{name}.{plain}".lstrip(".")
+            if plain != key and found.get(plain) is None:
+                continue
+            if plain not in found:
+                return below
+            if (wrong := _wrong(found[plain], inner, below)) is not None:
+                return wrong
+        return None
+    if isinstance(wanted, list):
+        items = enumerate(found) if isinstance(found, list) and found else ()
+        wrongs = [_wrong(item, wanted[0], f"{name}.{i}") for i, item in items]
+        return next(filter(None, wrongs), None) if wrongs else name
+    right = isinstance(found, wanted) and (wanted is object or not isinstance(found, bool))
+    return None if right else name
 
 
 def _read(path: Path) -> Any:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.evidence import is_packed, pack, unpack
+from experiments.evidence import finished_runs, pack
 from experiments.grids.design import Grid
-from experiments.runs import finished_summaries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +67,7 @@ def read_folders(grid: Grid, places: Sequence[Path], scratch: Path) -> list[Sett
 
 
 def _read(grid: Grid, folder: Path, scratch: Path) -> SettingFolder:
-    place = unpack(folder, scratch) if is_packed(folder) else folder
-    finished, unfinished = finished_summaries(place)
+    place, finished, unfinished = finished_runs(folder, scratch)
     return SettingFolder(
         folder=folder,
         place=place,

@@ -475,6 +475,27 @@ def test_packed_runs_that_are_damaged_are_not_published(index, tmp_path, inside)
     assert done.stderr.startswith("error: ") and "runs" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "where"),
+    [
+        ("validation", {"cross_entropy": "text"}, "norm_penalty-0: validation.tokens"),
+        ("sessions", ["text"], "norm_penalty-0: sessions.0"),
+        ("run", "other-0", "norm_penalty-0: run"),
+    ],
+)
+def test_packed_runs_with_a_wrong_entry_are_named_with_it(entry, value, where, tmp_path, inside):
+    index = json.loads((ROOT / "results" / "contrast" / "runs.json").read_text())
+    index["runs"]["norm_penalty-0"]["summary"][entry] = value
+    packed = tmp_path / "packed" / "runs.json"
+    packed.parent.mkdir()
+    packed.write_text(json.dumps(index))
+    done = inside(packed.parent, tmp_path / "out", main="experiments.publish")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert done.stderr == f"error: {packed} is of another version or damaged ({where}); pack the runs again.\n"
+    done = inside("rates", tmp_path, main="experiments.grid")
+    assert done.returncode == 1 and f"error: {packed} is of another" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_missing_package_gets_one_sentence(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['tyro'] = None")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

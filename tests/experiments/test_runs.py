@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import operator
+import re
 from dataclasses import replace
 
 import pytest
@@ -77,39 +78,95 @@ def test_a_description_of_the_environment_that_is_no_list_is_named(tmp_path):
         runs.read_sessions(tmp_path)
 
 
+OF_KIND = {str: "", int: 0, int | float: 0.5, str | None: None, object: None, dict: {}}
+
+
+def example(kinds, loops):
+    """What is asked for, and nothing else."""
+    if isinstance(kinds, dict):
+        return {key.removesuffix("?"): example(inner, loops) for key, inner in kinds.items()}
+    return [example(kinds[0], loops)] * loops if isinstance(kinds, list) else OF_KIND[kinds]
+
+
 @pytest.fixture
 def summary(make_config):
-    """With nothing in it but what is asked for."""
-    return copy.deepcopy({**runs.SUMMARY_KEYS, "config": make_config().to_dict()})
+    config = make_config()
+    return copy.deepcopy(
+        example(runs.SUMMARY_KINDS, config.model.num_loops) | {"variant": config.variant, "config": config.to_dict()}
+    )
 
 
-def places(keys, above=()):
-    for key, inner in keys.items():
-        yield (*above, key)
-        yield from places(inner, (*above, key))
+def places(kinds, above=()):
+    """Of every entry: where it is, and its kind."""
+    if isinstance(kinds, list):
+        yield (*above, 0), kinds[0]
+        yield from places(kinds[0], (*above, 0))
+    elif isinstance(kinds, dict):
+        for key, inner in kinds.items():
+            yield (*above, key.removesuffix("?")), f"{key}?" if key.endswith("?") else inner
+            yield from places(inner, (*above, key.removesuffix("?")))
+
+
+PLACES = dict(places(runs.SUMMARY_KINDS))
+MAY_BE_MISSING = [place for place, kind in PLACES.items() if isinstance(kind, str)]
 
 
 def test_a_summary_that_has_what_is_read_of_it_is_read(summary, tmp_path):
-    for whole in (summary, summary | {"counting": {**runs.COUNTING_KEYS}}):
+    for missing in (None, *MAY_BE_MISSING):
+        whole = copy.deepcopy(summary)
+        if missing is not None:
+            *above, key = missing
+            del functools.reduce(operator.getitem, above, whole)[key]
         (tmp_path / runs.SUMMARY).write_text(json.dumps(whole))
         assert runs.read_summary(tmp_path) == whole
 
 
-@pytest.mark.parametrize(
-    "place", [*places(runs.SUMMARY_KEYS), ("config", "seed"), ("counting", "unigram"), ("counting", "bigram")]
-)
-def test_a_summary_that_lacks_anything_that_is_read_of_it_is_named(place, summary, tmp_path):
-    summary["counting"] = {**runs.COUNTING_KEYS}
+@pytest.mark.parametrize("place", [*PLACES, ("config", "seed")], ids=str)
+def test_a_summary_with_another_kind_of_entry_is_named_with_it(place, summary, tmp_path):
     *above, key = place
-    del functools.reduce(operator.getitem, above, summary)[key]
+    named = "config" if place[0] == "config" else ".".join(map(str, place))
+    for wrong in ("missing", None, True, "text", 3, 0.5, [], ["a"], {}, {"a": 1}):
+        damaged = copy.deepcopy(summary)
+        inside = functools.reduce(operator.getitem, above, damaged)
+        if wrong == "missing":
+            if place in MAY_BE_MISSING or isinstance(key, int):
+                continue
+            del inside[key]
+        elif place == ("config", "seed") or is_right(wrong, PLACES[place]):
+            continue
+        else:
+            inside[key] = wrong
+        (tmp_path / runs.SUMMARY).write_text(json.dumps(damaged))
+        with pytest.raises(
+            runs.DamagedSummary, match=rf"or damaged \({re.escape(named)}[.0-9a-z_]*\); delete"
+        ) as found:
+            runs.read_summary(tmp_path)
+        assert found.value.where.startswith(f"{tmp_path.name}: {named}")
+
+
+def is_right(value, kind):
+    if isinstance(kind, (dict, list)):
+        return False
+    if isinstance(kind, str):
+        return value is None
+    return kind is object or isinstance(value, kind) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize(
+    "place", ["validation.cross_entropy", "validation.l2_norm.p99", "state.radial_gradient_fraction"]
+)
+def test_a_summary_with_fewer_numbers_than_loops_is_named(place, summary, tmp_path):
+    functools.reduce(operator.getitem, place.split("."), summary).pop()
     (tmp_path / runs.SUMMARY).write_text(json.dumps(summary))
-    with pytest.raises(RunError, match="another version; delete it"):
+    with pytest.raises(RunError, match=f"damaged .{place}.; delete it"):
         runs.read_summary(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["training", "config", "counting"])
-def test_a_summary_with_a_number_for_a_table_is_named(place, summary, tmp_path):
-    for damaged in (3, summary | {place: 3}):
+def test_a_summary_that_is_no_table_or_of_no_variant_or_corpus_is_named(summary, tmp_path):
+    config = copy.deepcopy(summary["config"])
+    config["corpus"]["vocab_size"] = -1
+    wrong = {"variant": "none", "config": config}
+    for damaged, named in ((3, "all of it"), *((summary | {name: value}, name) for name, value in wrong.items())):
         (tmp_path / runs.SUMMARY).write_text(json.dumps(damaged))
-        with pytest.raises(RunError, match="another version; delete it"):
+        with pytest.raises(RunError, match=f"another version or damaged .{named}.; delete it"):
             runs.read_summary(tmp_path)
