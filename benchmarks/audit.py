@@ -16,12 +16,17 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
+from experiments.errors import run_as_script  # noqa: E402
+
+if __name__ == "__main__":
+    run_as_script("benchmarks.audit")
+
 import torch  # noqa: E402
 
 from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.device import choose_device  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import RunError, exit_status, require_at_least  # noqa: E402
+from experiments.errors import RunError, require_at_least  # noqa: E402
 from experiments.files import whole_files, write_json  # noqa: E402
 from experiments.runs import load_batch, load_model  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
@@ -125,7 +130,3 @@ def main() -> None:
         print(results[-1], flush=True)
         if arguments.out:
             write_json(arguments.out, {"audits": results, "environment": describe(device)})
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(main))

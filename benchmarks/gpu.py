@@ -16,13 +16,18 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
+from experiments.errors import run_as_script  # noqa: E402
+
+if __name__ == "__main__":
+    run_as_script("benchmarks.gpu")
+
 import torch  # noqa: E402
 
 from benchmarks.sides import READOUTS, SIDES, batches, interleaved, make_step, spread  # noqa: E402
 from benchmarks.stored import publish  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import exit_status, require_at_least  # noqa: E402
+from experiments.errors import require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
 from experiments.flops import matmul_peak, training_flops  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
@@ -123,7 +128,3 @@ def main() -> None:
             results.setdefault("memory_bytes", {})[str(batch_size)] = memory
             print(f"memory, batch {batch_size}: {memory}", flush=True)
     write_json(arguments.out, results | {"environment": describe(device)})
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(main))

@@ -14,6 +14,11 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
+from experiments.errors import run_as_script  # noqa: E402
+
+if __name__ == "__main__":
+    run_as_script("benchmarks.monitor")
+
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -22,7 +27,7 @@ from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.device import choose_device, make_arithmetic_repeatable  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import exit_status, require_at_least  # noqa: E402
+from experiments.errors import require_at_least  # noqa: E402
 from experiments.files import whole_files, write_json  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from loopsight.monitor import LoopMonitor  # noqa: E402
@@ -114,7 +119,3 @@ def main() -> None:
     print(result)
     if arguments.out:
         write_json(arguments.out, result | {"environment": describe(device)})
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(main))

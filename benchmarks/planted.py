@@ -15,11 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # run by path: this file's folder would hide nothing we need, but must not come first
 
+from experiments.errors import run_as_script  # noqa: E402
+
+if __name__ == "__main__":
+    run_as_script("benchmarks.planted")
+
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.plantings import FACTORS, SPOTS, VERDICTS, Planting, Truth, plant  # noqa: E402
-from experiments.errors import exit_status, require_at_least  # noqa: E402
+from experiments.errors import require_at_least  # noqa: E402
 from experiments.files import atomic_path  # noqa: E402
 from loopsight import AuditReport, audit  # noqa: E402
 from loopsight.auditing.report import Direction  # noqa: E402
@@ -118,7 +123,3 @@ def main() -> None:
     started = time.perf_counter()
     results = run(arguments.first_seed, arguments.each)
     print(write(results, arguments.out, arguments.first_seed, time.perf_counter() - started))
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(main))

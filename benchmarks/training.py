@@ -19,13 +19,18 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this folder
 
+from experiments.errors import run_as_script  # noqa: E402
+
+if __name__ == "__main__":
+    run_as_script("benchmarks.training")
+
 import torch  # noqa: E402
 
 from benchmarks.sides import CPU, READOUTS, SIDES, Step, batches, interleaved, make_step, spread  # noqa: E402
 from benchmarks.stored import FOLDER, publish  # noqa: E402
 from experiments.config import TRAINING_PRESETS  # noqa: E402
 from experiments.environment import describe  # noqa: E402
-from experiments.errors import exit_status, require_at_least  # noqa: E402
+from experiments.errors import RunError, require_at_least  # noqa: E402
 from experiments.files import write_json  # noqa: E402
 from experiments.tables import markdown  # noqa: E402
 from experiments.training.shards import shard_count  # noqa: E402
@@ -107,7 +112,12 @@ def memory(rounds: int) -> dict[str, Any]:
 
 
 def _child(*arguments: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, __file__, "child", *arguments], check=True, capture_output=True, text=True)
+    command = [sys.executable, __file__, "child", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RunError(
+            f"measuring {' '.join(arguments)} ended with exit status {done.returncode}; what it said stands above."
+        )
     return json.loads(done.stdout)
 
 
@@ -193,7 +203,3 @@ def as_markdown(stored: list[dict[str, Any]]) -> str:
         f"{max(r['largest_relative_loss_difference'] for r in results['speed'].values()):.0e}."
     )
     return markdown(["what", "ours against plain"], rows) + "\n\n" + provenance
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(main))

@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 OURS = ("experiments", "models", "theory", "loopsight", "benchmarks")
 INSTALL = 'pip install -e ".[dev]"'
@@ -108,6 +110,15 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
             _let_go_of_output()
         return 1
     return 0
+
+
+def run_as_script(module: str) -> NoReturn:
+    """Carry out a module's `main` and end with its exit status.
+
+    Called at the top of a file that is run by its path, it imports the file again, by name: of an import of torch, too,
+    which takes seconds, an interrupt gets one sentence.
+    """
+    sys.exit(exit_status(lambda: import_module(module).main()))
 
 
 def _carry_out(command: Callable[[], None]) -> None:
