@@ -443,6 +443,7 @@ def test_packed_runs_are_published_again(name, shown, tmp_path, inside, monkeypa
         assert (tmp_path / name / file).read_text() == text
         assert f"<!-- {each} -->\n{text}<!-- /{each} -->\n" in readme.read_text() and text in done.stdout
     assert not (tmp_path / name / "runs.json").exists()  # the evidence stays where it is
+    assert {path.name for path in (tmp_path / name).iterdir()} <= {path.name for path in packed.iterdir()}
 
 
 @pytest.mark.parametrize("of_all", [True, False])

@@ -117,6 +117,10 @@ def test_a_summary_that_has_what_is_read_of_it_is_read(summary, tmp_path):
         if missing is not None:
             *above, key = missing
             del functools.reduce(operator.getitem, above, whole)[key]
+            null = copy.deepcopy(summary)
+            functools.reduce(operator.getitem, above, null)[key] = None
+            (tmp_path / runs.SUMMARY).write_text(json.dumps(null))
+            assert runs.read_summary(tmp_path) == null
         (tmp_path / runs.SUMMARY).write_text(json.dumps(whole))
         assert runs.read_summary(tmp_path) == whole
 

@@ -344,3 +344,10 @@ def test_the_json_is_there_when_the_page_fails(workplace, capsys, monkeypatch):
     assert run("--factory", "their_model:blind") == 1
     assert "the page could not be drawn (RuntimeError: no ink); the JSON is complete" in capsys.readouterr().err
     assert AuditReport.from_json((workplace / "audit.json").read_text(encoding="utf-8")).blind
+
+
+def test_a_verdict_that_cannot_be_printed_gets_a_sentence(monkeypatch):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(command.AuditFailed, match="cannot print .*No space left on device.*; is there space"):
+            command._say("found nothing")
