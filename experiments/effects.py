@@ -126,6 +126,19 @@ def _lenth(estimates: Sequence[float]) -> float:
     return t_quantile(len(size) / 3) * pseudo
 
 
+def behind_each_readout(half: pd.DataFrame, response: str) -> dict[tuple[str, str], Interval]:
+    """By factor and readout: the mean at the factor's +1 less that at its -1 among the runs with that readout, seed by
+    seed, and the interval over seeds. Among them no two main effects are confounded, nor one with an interaction of two
+    other factors."""
+    readout, *others = FACTORS
+    found = {}
+    for factor, level in itertools.product(others, FACTORS[readout]):
+        means = half[half[readout] == level].groupby([factor, "seed"])[response].mean()
+        low, high = (means[of] for of in FACTORS[factor])
+        found[factor, level] = t_interval((high - low).tolist())
+    return found
+
+
 def tables(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     """The effects on every response, one under the other."""
     return pd.concat([effects(runs, factors, response).assign(response=response) for response in RESPONSES])
@@ -133,20 +146,37 @@ def tables(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Effects as a table: factors for the norm, differences for the cross-entropy."""
-
-    def shown(row: Any) -> str:
-        values = np.array([row.estimate, row.low, row.high])
-        if row.response == "log_l2_norm":
-            values = np.exp(values)
-            return f"{values[0]:.3g} [{values[1]:.3g}, {values[2]:.3g}]"
-        return f"{values[0]:+.3f} [{values[1]:+.3f}, {values[2]:+.3f}]"
-
-    cells = {(row.effect, row.response): shown(row) for row in table.itertuples()}
+    columns = table[["effect", "response", "estimate", "low", "high"]].itertuples(index=False, name=None)
+    cells = {
+        (effect, response): _shown(Interval(mean=estimate, low=low, high=high), response)
+        for effect, response, estimate, low, high in columns
+    }
     names = list(dict.fromkeys(table["effect"]))
     low, high = (", ".join(levels[i] for name, levels in FACTORS.items() if name in names) for i in (0, 1))
     note = NOTE.format(low=low, high=high, error=table["error"].iloc[0])
     rows = [[name, *(cells[name, response] for response in RESPONSES)] for name in names]
     return markdown(["effect", *RESPONSES.values()], rows) + "\n\n" + note
+
+
+def _shown(interval: Interval, response: str) -> str:
+    values = np.array([value for value in (interval.mean, interval.low, interval.high) if value is not None])
+    as_factor = response == "log_l2_norm"
+    mean, *ends = (
+        f"{value:.3g}" if as_factor else f"{value:+.3f}" for value in (np.exp(values) if as_factor else values)
+    )
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def _behind_each_readout(half: pd.DataFrame) -> str:
+    readout, *others = FACTORS
+    found = {response: behind_each_readout(half, response) for response in RESPONSES}
+    columns = list(itertools.product(RESPONSES, FACTORS[readout]))
+    rows = [
+        [factor, *(_shown(found[response][factor, level], response) for response, level in columns)]
+        for factor in others
+    ]
+    header = ["effect", *(f"{RESPONSES[response]}, {level}" for response, level in columns)]
+    return "The same effects behind each readout by itself:\n\n" + markdown(header, rows)
 
 
 def publish_factorial(summaries: Sequence[dict[str, Any]], out: Path) -> str:
@@ -160,7 +190,7 @@ def publish_factorial(summaries: Sequence[dict[str, Any]], out: Path) -> str:
     if half.empty or len(half) < len(fraction(runs)):
         raise UsageError("the factorial is incomplete; run --variant factorial with --resume first.")
     table = tables(half, tuple(FACTORS))
-    parts = [as_markdown(table), _cells(runs), provenance(summaries)]
+    parts = [as_markdown(table), _behind_each_readout(half), _cells(runs), provenance(summaries)]
     for name, frame in (("runs", runs), ("effects", table)):
         with atomic_path(out / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.config import TRAINING_PRESETS, RunConfig
+from experiments.effects import behind_each_readout, fraction
 from experiments.grids.design import Setting, column_of
 from experiments.grids.momenta import NAMES
 from experiments.grids.rates import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
@@ -97,10 +98,36 @@ def test_sizes_and_budgets():
     require_said(f"{steps} steps of {batch} x {context} tokens a run, {tokens:.1f}M tokens")
     require_said(f"{more_steps} steps of {batch} x {context} tokens, {more_tokens:.1f}M tokens a run")
     require_said(f"at 44M and 129M for {steps} and {more_steps} steps only")
-    cells = json.loads((ROOT / "results" / "factorial" / "runs.json").read_text(encoding="utf-8"))
-    commands = [session["command"] for cell in cells for session in cell["sessions"]]
+    commands = [session["command"] for cell in runs("factorial") for session in cell["sessions"]]
     (steps_of_a_cell,) = {command[command.index("--steps") + 1] for command in commands}
     require_said(f"`make factorial`; {steps_of_a_cell} steps a cell")
+
+
+def test_what_moves_a_blind_norm_does_not_move_a_raw_one():
+    cells = fraction(table("factorial", "runs"))
+    of_logarithms = behind_each_readout(cells, "log_l2_norm")
+
+    def times(factor, readout):
+        found = of_logarithms[factor, readout]
+        mean, low, high = (f"{math.exp(value):.3g}" for value in (found.mean, found.low, found.high))
+        return f"{mean} [{low}, {high}]"
+
+    require_said(f"the norm is {times('head', 'rmsnorm')} times as large with a tied head")
+    require_said(f"{times('decay', 'rmsnorm')} times with the paper's weight decay of 0.01 instead of 1")
+    require_said(f"and {times('position', 'rmsnorm')} times with learned instead of rotary positions")
+    require_said(f"changes it {times('decay', 'raw')} times and positions {times('position', 'raw')} times")
+    require_said(
+        f"a tied head, {times('head', 'raw')} times, and N(0, 1) embeddings, {times('embeddings', 'raw')} times"
+    )
+    require_said(f"which behind an RMSNorm are undecided, {times('embeddings', 'rmsnorm')}.")
+    decay, positions = (math.exp(of_logarithms[name, "rmsnorm"].mean) for name in ("decay", "position"))
+    require_said(f"it hangs on weight decay ({decay:.3g} times) and positions ({positions:.3g}), too")
+    require_said("the seven signs that were then predicted for three seeds")
+    effects = table("factorial", "effects").set_index(["response", "effect"])
+    for effect in ("readout x head", "readout x decay", "decay", "readout x embeddings", "head"):
+        assert effects.loc[("log_l2_norm", effect), "low"] > 0, effect
+    for effect in ("head", "position"):
+        assert effects.loc[("cross_entropy", effect), "low"] > 0, effect
 
 
 def test_the_contrast_is_that_of_what_make_run_trains():
