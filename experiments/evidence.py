@@ -34,10 +34,10 @@ def pack(folders: Sequence[Path], out: Path, *, missing: Sequence[str] = (), **s
         said: more to keep in `runs.json`, by name.
 
     Raises:
-        RunError: a table of a run is damaged.
+        RunError: a document or a table of a run is damaged.
     """
     runs = {
-        folder.name: {kind: read_json(folder / name) for kind, name in DOCUMENTS.items() if (folder / name).exists()}
+        folder.name: {kind: _document(folder / name) for kind, name in DOCUMENTS.items() if (folder / name).exists()}
         for folder in folders
     }
     names = [name for question in SUITE for name in question.tables]
@@ -53,6 +53,13 @@ def pack(folders: Sequence[Path], out: Path, *, missing: Sequence[str] = (), **s
         with atomic_path(packed) as temporary:
             pd.concat(frames[name]).set_index("run").to_csv(temporary)
     write_json(out / INDEX, {"version": VERSION, **said, "missing": list(missing), "runs": runs})
+
+
+def _document(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise RunError(f"cannot read {path} ({error}); delete it, and measure or evaluate the run again.") from error
 
 
 def is_packed(folder: Path) -> bool:

@@ -113,6 +113,14 @@ def test_a_damaged_table_is_refused_before_anything_is_packed(folders, tmp_path)
     assert not evidence.is_packed(tmp_path / "packed")
 
 
+@pytest.mark.parametrize("name", evidence.DOCUMENTS.values())
+def test_a_damaged_document_is_refused_before_anything_is_packed(name, folders, tmp_path):
+    (folders[1] / name).write_text("{")
+    with pytest.raises(RunError, match=f"cannot read .*{Path(name).name} .*; delete it"):
+        evidence.pack(folders, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
 def test_what_a_killed_process_left_is_not_read(folders, tmp_path):
     evidence.pack(folders, tmp_path / "packed")
     (tmp_path / "packed" / "tables" / ".clamp.csv.x1y2.csv").write_text("ru")
