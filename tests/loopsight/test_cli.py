@@ -270,7 +270,7 @@ def test_an_interrupt_while_the_page_is_drawn_leaves_the_json(workplace, capsys,
 def test_an_interrupt_while_torch_is_imported_gets_a_sentence(tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    arguments = [sys.executable, "-m", "loopsight.cli", "audit", "run"]
+    arguments = [sys.executable, "-m", "loopsight", "audit", "run"]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd="/", env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 1 and done.stderr.startswith("error: interrupted") and done.stderr.count("\n") == 1
 
