@@ -127,15 +127,19 @@ def _lenth(estimates: Sequence[float]) -> float:
 
 
 def behind_each_readout(half: pd.DataFrame, response: str) -> dict[tuple[str, str], Interval]:
-    """By factor and readout: the mean at the factor's +1 less that at its -1 among the runs with that readout, seed by
-    seed, and the interval over seeds. Among them no two main effects are confounded, nor one with an interaction of two
-    other factors."""
+    """By effect and readout: of the other factors, and of head x embeddings, among the runs with that readout, seed by
+    seed, and the interval over seeds.
+
+    Among them the design is a half fraction of four factors: an effect of one is confounded with the interaction of the
+    other three, and head x embeddings with position x decay.
+    """
     readout, *others = FACTORS
     found = {}
-    for factor, level in itertools.product(others, FACTORS[readout]):
-        means = half[half[readout] == level].groupby([factor, "seed"])[response].mean()
-        low, high = (means[of] for of in FACTORS[factor])
-        found[factor, level] = t_interval((high - low).tolist())
+    for names, level in itertools.product([*((name,) for name in others), CORE[1:]], FACTORS[readout]):
+        runs = half[half[readout] == level]
+        sign = np.prod([2 * (runs[name] == FACTORS[name][1]) - 1 for name in names], axis=0)
+        means = runs.assign(sign=sign).groupby(["sign", "seed"])[response].mean()
+        found[" x ".join(names), level] = t_interval((means[1] - means[-1]).tolist())
     return found
 
 
@@ -168,15 +172,15 @@ def _shown(interval: Interval, response: str) -> str:
 
 
 def _behind_each_readout(half: pd.DataFrame) -> str:
-    readout, *others = FACTORS
     found = {response: behind_each_readout(half, response) for response in RESPONSES}
-    columns = list(itertools.product(RESPONSES, FACTORS[readout]))
-    rows = [
-        [factor, *(_shown(found[response][factor, level], response) for response, level in columns)]
-        for factor in others
-    ]
+    columns = list(itertools.product(RESPONSES, FACTORS["readout"]))
+    names = dict.fromkeys(name for of_response in found.values() for name, _ in of_response)
+    rows = [[name, *(_shown(found[response][name, level], response) for response, level in columns)] for name in names]
     header = ["effect", *(f"{RESPONSES[response]}, {level}" for response, level in columns)]
-    return "The same effects behind each readout by itself:\n\n" + markdown(header, rows)
+    return (
+        "The same effects behind each readout by itself (head x embeddings is position x decay, too):\n\n"
+        + markdown(header, rows)
+    )
 
 
 def publish_factorial(summaries: Sequence[dict[str, Any]], out: Path) -> str:

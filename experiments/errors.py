@@ -76,6 +76,16 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
         again: what to run after an interrupt.
     """
     try:
+        return _status_of(command, again)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # said already, or less than what the command failed of
+            _let_go_of_output()
+
+
+def _status_of(command: Callable[[], None], again: str) -> int:
+    try:
         _carry_out(command)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,8 +99,7 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
         print(f"error: the package {error.name} is missing; install it with: {INSTALL}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        _let_go_of_output()  # nobody reads any more (`| head`): stop quietly
-        return 1
+        return 1  # nobody reads any more (`| head`): stop quietly
     except KeyboardInterrupt:
         print(f"error: interrupted; what was written is whole; run {again} again.", file=sys.stderr)
         return 1
@@ -104,10 +113,6 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
         return 1
     except OSError as error:
         print(f"error: {error}; check the path, its permissions and the free space.", file=sys.stderr)
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _let_go_of_output()
         return 1
     return 0
 
@@ -115,8 +120,9 @@ def exit_status(command: Callable[[], None], *, again: str = "the same command")
 def run_as_script(module: str) -> NoReturn:
     """Carry out a module's `main` and end with its exit status.
 
-    Called at the top of a file that is run by its path, it imports the file again, by name: of an import of torch, too,
-    which takes seconds, an interrupt gets one sentence.
+    Called at the top of a file that is run by its path and whose functions need torch all over, as a benchmark's do, it
+    imports the file again, by name: of an import of torch, too, which takes seconds, an interrupt gets one sentence. A
+    command whose `main` alone needs it imports it there.
     """
     sys.exit(exit_status(lambda: import_module(module).main()))
 

@@ -55,11 +55,18 @@ def pack(folders: Sequence[Path], out: Path, *, missing: Sequence[str] = (), **s
     write_json(out / INDEX, {"version": VERSION, **said, "missing": list(missing), "runs": runs})
 
 
+_AGAIN = {
+    CONFIG: "train the run again in another folder",
+    SUMMARY: "delete it, and --resume evaluates the checkpoint again",
+    RECORD: "delete it, and experiments/report.py measures the run again",
+}
+
+
 def _document(path: Path) -> Any:
     try:
         return read_json(path)
     except ValueError as error:
-        raise RunError(f"cannot read {path} ({error}); delete it, and measure or evaluate the run again.") from error
+        raise RunError(f"cannot read {path} ({error}); {_AGAIN[path.name]}.") from error
 
 
 def is_packed(folder: Path) -> bool:

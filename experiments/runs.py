@@ -12,12 +12,11 @@ from torch import Tensor
 from experiments.config import RunConfig
 from experiments.corpus import default_cache, prepare
 from experiments.errors import RunError
-from experiments.factorial import FACTORIAL
 from experiments.files import read_json, write_json
 from experiments.tables import ROW_COLUMNS
 from experiments.training import checkpoint as checkpoints
 from experiments.training.trainer import CHECKPOINT
-from experiments.variants import VARIANTS
+from experiments.variants import find
 from models import LoopedLM
 
 CONFIG = "config.json"
@@ -195,10 +194,12 @@ def _wrong_entry(summary: Any) -> str | None:
         config = RunConfig.from_dict(summary["config"])
     except (KeyError, TypeError, ValueError):
         return "config"
-    if summary["variant"] not in VARIANTS | FACTORIAL:
+    try:
+        find(summary["variant"])
+    except KeyError:
         return "variant"
     validation, loops = summary["validation"], config.model.num_loops
-    by_loop = {f"validation.l2_norm.{name}": values for name, values in validation["l2_norm"].items()}
+    by_loop = {f"validation.l2_norm.{name}": validation["l2_norm"][name] for name in _NORMS}
     by_loop["validation.cross_entropy"] = validation["cross_entropy"]
     by_loop["state.radial_gradient_fraction"] = summary["state"]["radial_gradient_fraction"]
     return next((name for name, values in by_loop.items() if len(values) != loops), None)
@@ -220,9 +221,10 @@ def _wrong(found: Any, wanted: Any, name: str = "") -> str | None:
                 return wrong
         return None
     if isinstance(wanted, list):
-        items = enumerate(found) if isinstance(found, list) and found else ()
-        wrongs = [_wrong(item, wanted[0], f"{name}.{i}") for i, item in items]
-        return next(filter(None, wrongs), None) if wrongs else name
+        if not isinstance(found, list) or not found:
+            return name
+        wrongs = (_wrong(item, wanted[0], f"{name}.{i}") for i, item in enumerate(found))
+        return next(filter(None, wrongs), None)
     right = isinstance(found, wanted) and (wanted is object or not isinstance(found, bool))
     return None if right else name
 

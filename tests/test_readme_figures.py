@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.config import TRAINING_PRESETS, RunConfig
-from experiments.effects import behind_each_readout, fraction
+from experiments.effects import behind_each_readout, effects, fraction
+from experiments.factorial import FACTORS
 from experiments.grids.design import Setting, column_of
 from experiments.grids.momenta import NAMES
 from experiments.grids.rates import HIGH, LOW, MIDDLE, SCHEDULES, TIED_BLIND, TIED_RAW, UNTIED_BLIND, UNTIED_RAW
@@ -103,7 +104,7 @@ def test_sizes_and_budgets():
     require_said(f"`make factorial`; {steps_of_a_cell} steps a cell")
 
 
-def test_what_moves_a_blind_norm_does_not_move_a_raw_one():
+def test_what_moves_a_blind_norm_is_not_what_moves_a_raw_one():
     cells = fraction(table("factorial", "runs"))
     of_logarithms = behind_each_readout(cells, "log_l2_norm")
 
@@ -112,22 +113,64 @@ def test_what_moves_a_blind_norm_does_not_move_a_raw_one():
         mean, low, high = (f"{math.exp(value):.3g}" for value in (found.mean, found.low, found.high))
         return f"{mean} [{low}, {high}]"
 
+    both = "head x embeddings"
     require_said(f"the norm is {times('head', 'rmsnorm')} times as large with a tied head")
     require_said(f"{times('decay', 'rmsnorm')} times with the paper's weight decay of 0.01 instead of 1")
     require_said(f"and {times('position', 'rmsnorm')} times with learned instead of rotary positions")
-    require_said(f"changes it {times('decay', 'raw')} times and positions {times('position', 'raw')} times")
     require_said(
-        f"a tied head, {times('head', 'raw')} times, and N(0, 1) embeddings, {times('embeddings', 'raw')} times"
+        f"decay, {times('decay', 'raw')} times, and positions, {times('position', 'raw')} times, are undecided"
     )
-    require_said(f"which behind an RMSNorm are undecided, {times('embeddings', 'rmsnorm')}.")
+    require_said(f"{times('head', 'raw')} and {times('embeddings', 'raw')} times, are averages")
+    require_said(f"their interaction is {times(both, 'raw')} times")
+    tied, interaction = of_logarithms["head", "raw"].mean, of_logarithms[both, "raw"].mean
+    require_said(f"{math.exp(tied - interaction):.3g} times as large with small embeddings")
+    require_said(f"and {math.exp(tied + interaction):.3g} times with N(0, 1) ones")
+    require_said(f"{times('embeddings', 'rmsnorm')}, and that interaction, {times(both, 'rmsnorm')}, are undecided")
     decay, positions = (math.exp(of_logarithms[name, "rmsnorm"].mean) for name in ("decay", "position"))
     require_said(f"it hangs on weight decay ({decay:.3g} times) and positions ({positions:.3g}), too")
-    require_said("the seven signs that were then predicted for three seeds")
-    effects = table("factorial", "effects").set_index(["response", "effect"])
-    for effect in ("readout x head", "readout x decay", "decay", "readout x embeddings", "head"):
-        assert effects.loc[("log_l2_norm", effect), "low"] > 0, effect
-    for effect in ("head", "position"):
-        assert effects.loc[("cross_entropy", effect), "low"] > 0, effect
+    require_said("behind a raw readout both are undecided, by less than 15 %;")
+    for factor in ("head", "decay", "position"):
+        assert of_logarithms[factor, "rmsnorm"].low > 0, factor
+    for undecided in (("decay", "raw"), ("position", "raw"), ("embeddings", "rmsnorm"), (both, "rmsnorm")):
+        assert of_logarithms[undecided].low < 0 < of_logarithms[undecided].high, undecided
+    for factor in ("decay", "position"):
+        assert -math.log(1.15) < of_logarithms[factor, "raw"].low < of_logarithms[factor, "raw"].high < math.log(1.15)
+
+
+SIGNS = {
+    "log_l2_norm": ("readout x head", "readout x decay", "decay", "readout x embeddings", "head"),
+    "cross_entropy": ("head", "position"),
+}
+
+
+def test_the_designed_experiment_over_seeds():
+    cells = fraction(table("factorial", "runs"))
+    stored = table("factorial", "effects").set_index(["response", "effect"])
+    for response, names in SIGNS.items():
+        assert (stored.loc[[(response, name) for name in names], "low"] > 0).all()
+        for seed in (1, 2):
+            alone = effects(cells[cells["seed"] == seed], tuple(FACTORS), response).set_index("effect")["estimate"]
+            assert (alone[list(names)] > 0).all()
+    require_said("The seven signs that seed 0 then suggested")
+    intervals = len(stored) + sum(len(behind_each_readout(cells, response)) for response in SIGNS)
+    require_said(f"The intervals, {intervals} of three seeds each")
+    alias = stored.loc[("log_l2_norm", "position x decay"), ["estimate", "low", "high"]]
+    core = dict(
+        re.findall(
+            r"^\| (readout x head x embeddings) +\| (\S+ \[\S+ \S+\])",
+            (ROOT / "results" / "cpu" / "comparison.md").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    )
+    require_said("position x decay, {:.3g} [{:.3g}, {:.3g}] times, is".format(*map(math.exp, alias)))
+    require_said(f"the full factorial finds to be {core['readout x head x embeddings']} times")
+    losses = {
+        run["run"]: run["validation"]["cross_entropy"][-1] - run["counting"]["unigram"] for run in runs("factorial")
+    }
+    of = pd.Series(losses).groupby(lambda name: name.rpartition("-")[0]).mean()
+    sgd, gainless = (f"factorial_{{}}_tied_unit_learned_decay0.01_{kind}" for kind in ("sgd", "adamw"))
+    assert (of[[sgd.format("raw"), sgd.format("rmsnorm"), gainless.format("gainless")]] > 0).all()
+    assert of[gainless.replace("unit", "small").format("gainless")] < 0
 
 
 def test_the_contrast_is_that_of_what_make_run_trains():

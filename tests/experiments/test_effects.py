@@ -118,11 +118,13 @@ def test_the_committed_effects_are_of_the_committed_runs(committed, tmp_path):
 def test_behind_each_readout_an_effect_is_its_own():
     """The head's effect is -1 + 4 behind an RMSNorm and -1 - 4 behind a raw readout, a seed's own level is no error."""
     planted = {("head",): -0.5, ("readout", "head"): 2.0, ("readout",): 9.0}
+    planted[("head", "embeddings")] = 0.25
     runs = design(tuple(FACTORS), seeds=3, noise=0.0, planted=planted)
     found = behind_each_readout(runs.assign(y=runs["y"] + 50.0 * runs["seed"]), "y")
-    assert set(found) == set(itertools.product(("head", "embeddings", "position", "decay"), ("raw", "rmsnorm")))
+    names = ("head", "embeddings", "position", "decay", "head x embeddings")
+    assert set(found) == set(itertools.product(names, ("raw", "rmsnorm")))
     for (factor, readout), interval in found.items():
-        effect = {"raw": -5.0, "rmsnorm": 3.0}[readout] if factor == "head" else 0.0
+        effect = {"raw": -5.0, "rmsnorm": 3.0}[readout] if factor == "head" else 0.5 if "x" in factor else 0.0
         assert (interval.mean, interval.low, interval.high) == pytest.approx((effect,) * 3, abs=1e-9)
 
 

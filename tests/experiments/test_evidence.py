@@ -113,10 +113,13 @@ def test_a_damaged_table_is_refused_before_anything_is_packed(folders, tmp_path)
     assert not evidence.is_packed(tmp_path / "packed")
 
 
-@pytest.mark.parametrize("name", evidence.DOCUMENTS.values())
-def test_a_damaged_document_is_refused_before_anything_is_packed(name, folders, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    list(zip(evidence.DOCUMENTS.values(), ("train the run again", "delete it", "delete it"), strict=True)),
+)
+def test_a_damaged_document_is_refused_before_anything_is_packed(name, advice, folders, tmp_path):
     (folders[1] / name).write_text("{")
-    with pytest.raises(RunError, match=f"cannot read .*{Path(name).name} .*; delete it"):
+    with pytest.raises(RunError, match=f"cannot read .*{Path(name).name} .*; {advice}"):
         evidence.pack(folders, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
 

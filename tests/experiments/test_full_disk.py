@@ -1,4 +1,5 @@
-"""A file that cannot be written whole is not there, is named in one sentence, and is written when there is room.
+"""A file that cannot be written whole is not there (what is appended to: not beyond it), is named in one sentence, and
+is written when there is room.
 
 The limit on the size of a file stands for a full disk: the system refuses the rest of a file, whoever writes it.
 """
@@ -56,11 +57,9 @@ def test_training_that_found_the_disk_full_again_and_again_ends_like_any_other(
     folder, keeping = tmp_path / "out", replace(execution, snapshots=1)
     (tmp_path / "whole").mkdir()
     whole = train(make_config(), synthetic.train, tmp_path / "whole", keeping)
-    for size, unwritten in (
-        (10, "tensorboard/events"),
-        (50_000, "snapshots/step-000000.safetensors"),
-        (200_000, CHECKPOINT),
-    ):
+    with no_file_above(10), pytest.raises(OSError, match=f"too large.*'{folder / 'tensorboard' / 'events'}"):
+        train(make_config(), synthetic.train, folder, keeping)
+    for size, unwritten in ((50_000, "snapshots/step-000000.safetensors"), (200_000, CHECKPOINT)):
         with no_file_above(size), pytest.raises(OSError, match=f"too large.*'{folder / unwritten}"):
             train(make_config(), synthetic.train, folder, keeping)
         assert not (folder / unwritten).exists() and not list(folder.rglob(".*"))
@@ -138,6 +137,27 @@ def test_what_cannot_be_printed_gets_a_sentence_unless_nobody_reads(letters, clo
     os.close(out)
     said = "error: [Errno 28] No space left on device; check the path, its permissions and the free space.\n"
     assert (done.returncode, done.stderr) == (1, "" if closed else said)
+
+
+RAISES = """
+import sys
+from experiments.errors import RunError, UsageError, exit_status
+def command():
+    print("x")
+    raise {}
+sys.exit(exit_status(command))
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [("RunError('bad')", 1), ("UsageError('bad')", 2), ("KeyboardInterrupt", 1)]
+)
+def test_what_a_command_failed_of_is_said_where_nothing_can_be_printed(error, status):
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as out:
+        command = [sys.executable, "-c", RAISES.format(error)]
+        done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == status and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_packed_runs_are_whole_where_there_was_no_room_for_new_ones(tmp_path):

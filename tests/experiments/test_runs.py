@@ -121,6 +121,7 @@ def test_a_summary_that_has_what_is_read_of_it_is_read(summary, tmp_path):
             functools.reduce(operator.getitem, above, null)[key] = None
             (tmp_path / runs.SUMMARY).write_text(json.dumps(null))
             assert runs.read_summary(tmp_path) == null
+        whole["validation"]["l2_norm"]["of another version"] = 5
         (tmp_path / runs.SUMMARY).write_text(json.dumps(whole))
         assert runs.read_summary(tmp_path) == whole
 
