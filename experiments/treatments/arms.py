@@ -50,13 +50,17 @@ class Entrance(nn.Module):
         return entered
 
 
+def _nothing_embedded() -> None:
+    """Stands for the reference to h_0 until there is one."""
+
+
 class LaterEntrance(Entrance):
     """The same at every entrance but the first, which is known by the tensor that comes: the very one that the
     embedding gave."""
 
     def __init__(self, act: Callable[[Tensor], Tensor], own: nn.Module, embedding: nn.Module) -> None:
         super().__init__(act, own)
-        self._first: Callable[[], Tensor | None] = lambda: None
+        self._first: Callable[[], Tensor | None] = _nothing_embedded
         embedding.register_forward_hook(self._note)
 
     def _note(self, module: nn.Module, arguments: tuple[Tensor, ...], h: Tensor) -> None:

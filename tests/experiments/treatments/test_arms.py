@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.errors import RunError
+from experiments.training import shards
 from experiments.training.metrics import METRICS
 from experiments.training.trainer import train
 from experiments.treatments import arms
@@ -212,6 +213,21 @@ def test_a_norm_from_the_second_loop_knows_the_first_in_training(start):
     states = model(tokens)
     looped_loss(model, tokens, tokens, config.supervision).total.backward()
     assert seen[0] is states[0] and seen[1] is not states[1]
+
+
+def test_a_norm_from_the_second_loop_knows_the_first_in_a_replica_too(start):
+    """A batch is trained in shards, each with a copy of the model that shares its weights."""
+    config, begun = start
+    model, tokens = LoopedLM(config.model).eval(), torch.arange(12).view(2, 6)
+    apply(model, config.supervision, control_of(begun, FROM_SECOND))
+    replica = shards._sharing_weights(model)
+    with torch.no_grad():
+        expected = model(tokens)
+        for h, other in zip(expected, replica(tokens), strict=True):
+            assert torch.equal(h, other)
+        # Each by its own: the model's first entrance is no first one to the replica.
+        assert torch.equal(model.between(expected[0]), expected[0])
+        assert not torch.allclose(replica.between(expected[0]), expected[0])
 
 
 def test_a_detached_scale_is_in_the_logits_and_not_in_their_gradient(start):
