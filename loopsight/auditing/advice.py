@@ -80,8 +80,8 @@ def advise(subject: Subject, far: AsymptoticStep, step: Callable[[Tensor], Tenso
         setting=first,
         effect="no loop inherits the scale: norms stop growing over loops, though not over training, where a loop's "
         "own update can grow; at the first entrance it is h_0 that gets this rms, which raised norms in training where "
-        "it raised h_0 (seen with tied N(0, 1) embeddings); from loop 2 on it kept them down in both small models tried, "
-        "at a higher loss in that one (results/remedies)",
+        "it raised h_0 (seen with tied N(0, 1) embeddings); from loop 2 on it kept them down in both small models "
+        "tried, at a higher loss in that one (results/remedies)",
         line="h = loopsight.remedies.rms_normalised(h, rms)  # at the entrance of every loop",
     )
     damping = Remedy(
